@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * session.h - the FUSE session: mounting, one worker thread per CPU, two transports (/dev/fuse and FUSE-over-io_uring).
+ *
+ * A worker's only wait is io_run() on its own `struct io`; requests, log writes and cold reads all arrive there.
+ * Handlers are ordinary fuse_lowlevel_ops; they run on the worker that got the request, and every fuse_reply_* must be
+ * called on that same worker (worker_current()), at once or later from a completion of its io.
+ * The session knows nothing of keys or the store: the null file system of the benchmark uses it unchanged.
+ */
+#ifndef KVFS_MOUNT_SESSION_H
+#define KVFS_MOUNT_SESSION_H
+
+#ifndef FUSE_USE_VERSION
+#define FUSE_USE_VERSION 314
+#endif
+#include "base/io.h"
+#include <fuse_lowlevel.h>
+
+struct session;
+struct worker;
+
+enum transport { TRANSPORT_AUTO, TRANSPORT_DEV, TRANSPORT_URING };
+
+struct session_config {
+	enum transport transport; /* AUTO: uring if the kernel's enable_uring is on and it can be set up, else dev */
+	unsigned threads;         /* 0: one per CPU we may run on */
+	unsigned spin_us;         /* poll this long without sleeping while requests keep coming; 0: never; one CPU: never */
+	enum io_backend io;
+	unsigned max_background;  /* FUSE max_background */
+	unsigned queue_depth;     /* uring entries per queue; 0: default */
+	bool foreground_signals;  /* install SIGTERM/SIGINT/SIGHUP handlers that stop the session */
+};
+
+struct session_counters {
+	uint64_t requests[64]; /* by FUSE opcode (opcodes >= 64 in 0) */
+	uint64_t spins, sleeps;
+};
+
+/**
+ * Mount.
+ * @args: argv for libfuse (-o …), argv[0] the program name
+ * @ops/@userdata: the file system; its init may set conn->want etc.
+ * Return: 0 or -errno (a line went to diag).
+ */
+int session_create(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size, void *userdata,
+		   const char *mountpoint, const struct session_config *cfg, struct session **out);
+
+/** Start the workers; returns when they serve (after INIT has been answered, so the mount is usable). 0 or -errno. */
+int session_start(struct session *s);
+
+/** Block until unmounted, session_stop() or a signal. Return: 0, or the signal number that ended it. */
+int session_wait(struct session *s);
+
+/** Ask it to end, from any thread or a signal handler. */
+void session_stop(struct session *s);
+
+/** Unmount (if still mounted), join the workers, free. Requests in flight have been answered. */
+void session_destroy(struct session *s);
+
+struct fuse_session *session_fuse(struct session *s);
+enum transport session_transport(const struct session *s);
+/** Why AUTO took /dev/fuse: one line, or NULL. */
+const char *session_transport_note(const struct session *s);
+unsigned session_workers(const struct session *s);
+void session_get_counters(struct session *s, struct session_counters *out);
+
+/** The worker this thread is, NULL on other threads. */
+struct worker *worker_current(void);
+struct io *worker_io(struct worker *w);
+unsigned worker_index(const struct worker *w);
+
+/**
+ * Order barrier: call `fn(arg)` on the calling worker once every request that the kernel had queued, anywhere, before
+ * the request now being handled has been dequeued and its handler has run. For RELEASE, which is asynchronous and may
+ * still be in another worker's hands. With one worker `fn` is still called later, from io_run.
+ */
+struct worker_barrier {
+	void (*fn)(struct worker_barrier *b);
+	/* private */
+	struct worker *owner;
+	_Atomic int left;
+	struct io_msg back;
+	void *msgs;
+};
+void worker_barrier(struct worker_barrier *b);
+
+/** fuse_lowlevel_notify_* may be called only from threads that are not workers. */
+
+#endif
