@@ -62,8 +62,14 @@ enum io_backend io_backend(const struct io *io);
 /** Why IO_AUTO did not take io_uring: 0 or -errno. */
 int io_fallback_reason(const struct io *io);
 
-/** The ring itself (IO_URING only, else NULL), for the FUSE-over-io_uring transport. user_data is a struct io_req *. */
+/**
+ * The ring itself (IO_URING only, else NULL), for the FUSE-over-io_uring transport. user_data is a struct io_req * that
+ * is zero but for `done`, which is called with the completion's result; such requests count nowhere.
+ */
 struct io_uring *io_ring(struct io *io);
+
+/** A free SQE of io_ring(), after submitting when the queue is full; NULL if there is none even then. Owner only. */
+struct io_uring_sqe *io_ring_sqe(struct io *io);
 
 /** Read or write at `off`; `rwf` as in preadv2/pwritev2. Completes with the byte count (may be short) or -errno. */
 void io_preadv(struct io *io, struct io_req *req, struct disk *d, int fd, const struct iovec *iov, int n, uint64_t off,
@@ -87,8 +93,10 @@ void io_post(struct io *io, struct io_msg *msg);
 
 /**
  * Submit what is queued, run messages and completions.
+ * What these start in turn goes out with the next io_run: call it again until it returns 0 before doing something long.
+ * The first call binds a ring to the calling thread.
  * @timeout_ns: how long to wait when there is nothing yet: 0 = only look, < 0 = without bound
- * Return: number of completions and messages run (0: timeout), or -errno.
+ * Return: number of completions and messages run (0: timeout, signal or a wake-up that came too late), or -errno.
  */
 int io_run(struct io *io, int64_t timeout_ns);
 

@@ -4,8 +4,10 @@
  *
  * Linear hashing over 64-byte buckets (7 slots of 16-bit tag + 48-bit pointer, one overflow link), addressed by the
  * hash's leading bits in bit-reversed split order so that ascending hash is a stable listing order under growth.
- * Entries live in a slab of size classes; no malloc per key. Growth splits one bucket per insert.
- * The hash is XXH3-64 keyed with the store's random secret.
+ * Entries live in a slab of size classes; no malloc per key. Growth splits one bucket per insert, shrinking merges one
+ * per removal; no operation pays for more.
+ * The hash is SipHash-1-3 keyed with the store's random secret: readdir offsets show hashes to everybody who may list,
+ * so it must be a function whose secret cannot be computed from its values.
  *
  * Threads: none inside; the owner's lock protects everything. Layer: store; knows no I/O.
  */
@@ -50,9 +52,11 @@ struct index;
 int index_create(const uint8_t secret[16], struct index **out);
 void index_destroy(struct index *ix);
 
+/** The key's hash (>= 4, so that its cookie is >= 1). Depends on nothing but the key and the secret. */
 uint64_t index_hash(const struct index *ix, const char *key, uint32_t len);
+/** The entry of a key, or NULL. `hash` is index_hash() of it, here and below. */
 struct index_entry *index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash);
-/** Add a key that is not there. All fields but the key are zero. Return: the entry, or NULL (no memory). */
+/** Add a key (1..1024 bytes) that is not there. All fields but the key are zero. Return: the entry, or NULL (no memory). */
 struct index_entry *index_insert(struct index *ix, const char *key, uint32_t len, uint64_t hash);
 /** Remove and free an entry (its extra too; the value must have been detached). */
 void index_remove(struct index *ix, struct index_entry *e);
@@ -60,7 +64,7 @@ void index_remove(struct index *ix, struct index_entry *e);
 int index_reserve(struct index *ix, uint64_t n);
 
 uint64_t index_count(const struct index *ix);
-/** Bytes of RAM: table, slab (keys apart), keys. */
+/** Bytes of RAM: table, slab (keys apart), expiry heap, owners; and the keys. O(1). */
 void index_memory(const struct index *ix, uint64_t *table_and_entries, uint64_t *keys);
 
 /** The entry's extra, or NULL. */
@@ -102,6 +106,9 @@ void index_owner_get(const struct index *ix, uint32_t id, uint32_t *mode, uint32
  * Walk in ascending cookie order (cookie = hash >> 2, ties given together), from the first entry whose cookie is > `after`.
  * `cb` returns 0 to go on, anything else stops (and is returned). Stops also after `max_buckets` buckets
  * (0: unbounded); *next is then the cookie to go on after (entries up to it have been given), UINT64_MAX at the end.
+ * When `cb` stopped it, *next is the cookie just before the one at which it stopped: going on there gives that entry
+ * (and those with the same cookie) again. Between calls keys may come and go and the table may grow or shrink: every key
+ * that is there throughout is given exactly once. `cb` must not insert, remove or move entries.
  */
 int index_walk(struct index *ix, uint64_t after, unsigned max_buckets, uint64_t *next,
 	       int (*cb)(void *arg, struct index_entry *e, uint64_t cookie), void *arg);
@@ -115,5 +122,10 @@ struct index_entry *index_expiry_first(struct index *ix);
 
 /** Check every invariant (tags, chains, heap, counts); for tests and kvfsctl check. Return: 0 or -EINVAL. */
 int index_check(struct index *ix);
+
+/** For tests, on an empty index: only the bits in `mask` of each hash count, so that hashes collide. */
+void index_narrow_hash(struct index *ix, uint64_t mask);
+/** For tests: let `n` allocations succeed, then fail all (UINT64_MAX: never fail). */
+void index_fail_after(struct index *ix, uint64_t n);
 
 #endif

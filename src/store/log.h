@@ -10,14 +10,18 @@
  * it is corruption. Every record has two checksums, one over its header and key, one over its payload; the batch header
  * is followed by a directory (hash of the key, length of each record), so that a damaged record's key hash is still known.
  *
- * Group commit: log_append() copies records into the open batch and returns; the first appender of an idle log becomes
- * the writer and writes the batch on its own io; while that write is under way others fill the next batch, which is
- * written when it ends by whoever completed it. One batch write is in flight at a time, so the log is durable in order.
- * When a batch has ended its waiters' callbacks run: those of the writing thread at once, others through
- * io_post() on their own thread.
+ * Group commit: log_append() copies records into the open batch and returns; nothing is written and no callback runs in
+ * it, so it may be called with the caller's lock held. log_kick(), called after that lock was dropped, makes the caller
+ * the writer if the log is idle; while a write is under way others fill the next batch, which is written when it ends by
+ * whoever completed it, on his own io. One batch write is in flight at a time, so the log is durable in order.
+ * A batch that nobody wants durable is written into the page cache inside log_kick(), so it may have ended on return.
+ * When a batch has ended: first all apply callbacks, in append order, on the thread that ended it; then the done
+ * callbacks, each on its own io's thread (io_post), never inside log_append, log_sync or log_kick.
  *
- * Threads: log_append* and log_sync from any thread; the log has its own mutex, never held over I/O.
+ * Threads: log_append*, log_sync and log_kick from any thread; the log has its own mutex, never held over I/O.
  * The caller serialises log_append calls whose order matters with its own lock (lock order: store, then log).
+ * Blocking housekeeping (allocating ahead, creating and deleting files) is for log_service() on a background thread;
+ * what it did not do in time is done by the appender that needs it.
  * Layer: store; knows records but not the index.
  */
 #ifndef KVFS_STORE_LOG_H
@@ -42,6 +46,7 @@ enum record_type {
 	REC_DATA = 4, /* payload of an extent; belongs to ino; no key */
 	REC_DEL = 5,  /* tombstone */
 	REC_MOVE = 6, /* compaction: extents of ino moved (old place -> new place); applies where the old place still stands */
+	REC_RETIRE = 7, /* written by log_segment_retire; the log's own, never given to a scan callback */
 };
 
 #define REC_CODEC_NONE 0
@@ -91,20 +96,34 @@ enum log_need { LOG_WRITTEN, LOG_DURABLE };
  * that owns `io`, without locks; callbacks of appends run in append order per log (the `apply` callback) as follows:
  *   apply(a, err)  runs first, for every append of the batch in append order, on the completing thread, under no log
  *                  lock; appends of different batches never overlap or reorder. May be NULL.
- *   done(a, err)   runs after all apply callbacks of that batch, on the owner of a->io. May be NULL.
+ *   done(a, err)   runs after all apply callbacks of that batch, on the owner of a->io. May be NULL: then the log does
+ *                  not touch `a` any more once apply has been called (without `take`).
+ * An append that needs LOG_DURABLE and has an apply holds back the apply of everything behind it until it is durable.
+ * Without an apply it holds up nobody: only its own done waits for the flush.
+ *
+ * Ending without a message: set `take`, call log_append(), drop your lock, log_kick(), then exactly once
+ * log_append_take(). If that says true, the append has ended with a->err and done will not be called; else done comes.
+ * With `take` set, done never comes before log_append_take() was called.
  */
 struct log_append {
 	struct io *io;
 	enum log_need need;
+	bool take;    /* set by the caller: it will call log_append_take() */
+	bool applied; /* set by the log once apply has run and the need is met */
+	uint8_t state;           /* private */
 	void (*apply)(struct log_append *a, int err);
 	void (*done)(struct log_append *a, int err);
 	struct log_append *next; /* private */
 	struct io_msg msg;       /* private */
-	int err;                 /* private */
+	struct log_pos end;      /* private */
+	int err;                 /* result, valid when done runs or log_append_take() says true */
 };
 
 struct log_config {
 	struct disk *disk;
+	uint8_t uuid[16];       /* of the store (superblock); part of every checksum: keep it from users */
+	int64_t (*clock)(void *arg); /* CLOCK_REALTIME ns; NULL: the real one */
+	void *clock_arg;
 	bool readonly;
 	bool dsync_each;        /* sync=always: flush with the write when anybody needs it */
 	uint64_t segment_size;
@@ -119,14 +138,36 @@ void log_destroy(struct log *lg);
  * Append; the places of the records are known at once (the caller may note them) but nothing may be shown before `apply`.
  * @reserved: may use the reserve (deletes, compaction)
  * Return: 0 (apply and done will be called), -ENOSPC/-EDQUOT (refusal, nothing appended), -EROFS (a write failed
- * before), -ENOMEM. Never blocks on the disk, except that a LOG_WRITTEN batch without waiters for durability may be
- * written into the page cache at once (then apply has run before return; done still comes through io_run).
+ * before, or read-only), -ENOMEM, -EFBIG (more than fits into a batch), -errno of the file system when no new segment
+ * can be made (a refusal too). Runs no callback and writes nothing: call log_kick() after dropping your locks.
  */
 int log_append(struct log *lg, struct log_append *a, const struct record *recs, unsigned n, struct log_place *places,
 	       bool reserved);
 
-/** `done` runs when everything appended before is on stable storage. `apply` is called in order too. */
+/**
+ * `done` runs when everything appended before is on stable storage. `apply` is called in order too; better NULL: then
+ * nobody else waits for this flush. Call log_kick() afterwards; `take` works as for log_append. Return: 0 or -EROFS.
+ */
 int log_sync(struct log *lg, struct log_append *a);
+
+/**
+ * Get what has been appended going: write and flush as needed on `io` (the calling thread's), run the apply callbacks
+ * of what has ended. Call with no lock held that an apply callback takes. Cheap when there is nothing to do.
+ */
+void log_kick(struct log *lg, struct io *io);
+
+/** After log_kick, once for an append with `take`: true = it has ended (a->err), its done will not be called. */
+bool log_append_take(struct log *lg, struct log_append *a);
+
+/**
+ * Blocking housekeeping ahead of need: allocate space, create the next segment, cut sealed segments to their length,
+ * delete retired ones whose retirement is durable. For the background thread, every few ms while the log grows and
+ * after log_segment_retire. Not needed for correctness, except that space of retired segments comes back only here.
+ * Return: 0 or -errno (tried again next time).
+ */
+int log_service(struct log *lg);
+/** True when log_service has something to do. Cheap, any thread. */
+bool log_service_due(struct log *lg);
 
 /** Descriptor and disk for reading a segment (buffered); valid while the caller pins the segment. -1: unknown id. */
 int log_segment_fd(struct log *lg, uint32_t seg);
@@ -147,8 +188,13 @@ struct log_segment_info {
 };
 /** Snapshot of all segments in ascending id; Return: how many there are (may exceed cap). */
 unsigned log_segments(struct log *lg, struct log_segment_info *out, unsigned cap);
-/** No live record is in it any more: delete the file when the last pin goes. Blocks (unlink): background thread only. */
+/**
+ * No live record is in it any more. Appends a note of it to the log (call log_kick afterwards), and once that is durable
+ * log_service() deletes the file, in ascending order of ids; a pinned segment stays readable through its descriptor.
+ * Return: 0, -ENOENT, -EBUSY (the active segment), or as log_append.
+ */
 int log_segment_retire(struct log *lg, uint32_t seg);
+/** False once a retired segment's file is gone for good: it cannot come back after a crash. Tombstones wait for this. */
 bool log_segment_exists(struct log *lg, uint32_t seg);
 /** The smallest existing segment id >= from, 0: none. */
 uint32_t log_segment_next(struct log *lg, uint32_t from);
@@ -179,6 +225,7 @@ struct log_scan {
 	uint64_t key_hash;   /* SCAN_DAMAGED: XXH3-64 (unkeyed) of the key from the directory, 0: unknown */
 	uint64_t batch;      /* batch number */
 	uint64_t off, len;   /* SCAN_GAP, SCAN_DAMAGED */
+	bool complete;       /* SCAN_GAP: only framing was hit, no record can be missing */
 	const char *why;
 };
 /** Callback: 0 to go on, else stop and return that. */
@@ -186,7 +233,8 @@ typedef int (*log_scan_fn)(void *arg, const struct log_scan *s);
 
 /**
  * Open all segments found in the directory and replay them from `from` ({0,0}: from the first), then get ready to
- * append at the end. Cuts a torn tail (reported in *cut_bytes). Blocks. Corruption before the durable point is given
+ * append at the end. `from` is a place that log_written_pos() gave and that is known to be durable (log_sync before it
+ * is stored in a checkpoint). Cuts a torn tail (reported in *cut_bytes). Blocks. Corruption before the durable point is given
  * to `fn` as SCAN_DAMAGED / SCAN_GAP and does not stop the scan.
  * Return: 0 or -errno with a line in err (foreign or newer files, missing segments between existing ones are given as
  * SCAN_GAP with len 0 and the id in place.seg).
@@ -200,7 +248,7 @@ int log_scan_segment(struct log *lg, uint32_t seg, log_scan_fn fn, void *arg);
 /** Decode and verify a record that was read from a place. `verify_payload`: check the payload's checksum too. 0 or -EIO. */
 int record_decode(const void *buf, size_t size, struct record *out, struct log_place *place, bool verify_payload);
 /** Bytes to read at a record's start to learn its whole length; and that length from them (0: not a record). */
-#define RECORD_HEADER_MAX 128u
+#define RECORD_HEADER_MAX 136u
 uint32_t record_peek_len(const void *buf, size_t size);
 
 /** Extent lists as payload: encode n extents (40 bytes each at most); decode one after another. */

@@ -103,6 +103,7 @@ struct store_commit {
 	enum store_sync sync;
 	struct store_draft *draft; /* stays the caller's; after success of STORE_EDIT its base is the new value */
 	uint32_t set;              /* STORE_SET_* */
+	uint32_t set_new;          /* STORE_SET_* too, but applied only if this commit creates the key */
 	struct store_attr attr;
 	const void *xattrs;
 	uint32_t xattr_size;

@@ -26,6 +26,9 @@ struct extent {
 	uint64_t rec;  /* byte offset of the DATA record's header in the segment (for verifying and liveness) */
 };
 
+/* Offsets and sizes end here (the index keeps sizes in 40 bits). */
+#define VALUE_MAX (UINT64_C(1) << 40)
+
 struct value;
 
 /** An empty value (size 0). Return: with one reference, or NULL. */
@@ -39,9 +42,16 @@ bool value_unref(struct value *v);
 bool value_exclusive(const struct value *v);
 
 uint64_t value_size(const struct value *v);
-/** Set the size; extents beyond it are cut or dropped (each dropped or cut piece is given to `gone`, may be NULL). */
+/**
+ * Set the size; extents beyond it are cut or dropped (each dropped or cut piece is given to `gone`, may be NULL). The
+ * value must be exclusive (asserted); `gone` runs after the change and must not change the value.
+ * Return: 0, -EFBIG (above VALUE_MAX) or -ENOMEM; then nothing has changed.
+ */
 int value_truncate(struct value *v, uint64_t size, void (*gone)(void *arg, const struct extent *piece), void *arg);
-/** Put extent `e` at [e->pos, e->pos + e->len), which lies in one chunk; what it covers goes to `gone`. Grows the size. */
+/**
+ * Put extent `e` at [e->pos, e->pos + e->len), which lies in one chunk; what it covers goes to `gone`. Grows the size.
+ * As value_truncate otherwise; -EINVAL: empty, or not in one chunk.
+ */
 int value_put(struct value *v, const struct extent *e, void (*gone)(void *arg, const struct extent *piece), void *arg);
 /** The extent piece that holds `pos`, cut to start there, or the next one after it (a hole before it). false: none. */
 bool value_find(const struct value *v, uint64_t pos, struct extent *out);
@@ -56,5 +66,8 @@ uint64_t value_memory_total(void);
 
 /** Extents per segment, for pinning: at most `cap` (seg, count) pairs; Return: how many there are. O(segments touched). */
 unsigned value_segments(const struct value *v, uint32_t *segs, uint32_t *counts, unsigned cap);
+
+/** For tests: let `n` allocations in this module succeed, then fail all (UINT64_MAX: never fail). */
+void value_fail_after(uint64_t n);
 
 #endif

@@ -1,0 +1,208 @@
+# kvfs: a key-value store used as a directory. `make help` lists the targets.
+# SPDX-License-Identifier: MIT
+
+VERSION := 0.1.0
+
+# ---- what you may set on the command line ----------------------------------------------------------------------
+MNT    ?= /mnt/kv
+DATA   ?= /var/lib/kvfs
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Where mount(8) looks for helpers; empty: do not install mount.fuse.kvfs.
+MOUNT_HELPER_DIR ?= /sbin
+SYSCONFDIR ?= /etc
+# address, undefined or thread: builds into build-asan, build-ubsan, build-tsan
+SAN    ?=
+WERROR ?=
+CFLAGS ?= -O2 -g
+LDFLAGS ?=
+PKG_CONFIG ?= pkg-config
+
+SUFFIX.address := -asan
+SUFFIX.undefined := -ubsan
+SUFFIX.thread := -tsan
+BUILD  ?= build$(SUFFIX.$(SAN))
+
+# ---- flags -----------------------------------------------------------------------------------------------------
+cc-option = $(shell $(CC) -Werror $(1) -x c -c /dev/null -o /dev/null 2>/dev/null && echo $(1))
+
+WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wstrict-prototypes -Wpointer-arith -Wwrite-strings -Wundef \
+	-Wformat=2
+ifneq ($(filter-out 0,$(WERROR)),)
+WARN += -Werror
+endif
+
+ifeq ($(SAN),)
+HARDEN := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 \
+	$(call cc-option,-fstack-clash-protection) $(call cc-option,-fcf-protection)
+SANFLAGS :=
+else ifeq ($(SAN),address)
+SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else
+SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
+endif
+
+PKGS := fuse3 liburing libxxhash inih
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-layers,$(MAKECMDGOALS)),all)
+ifneq ($(NEED_BUILD),)
+MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
+ifneq ($(MISSING),)
+$(error missing libraries: $(MISSING); "scripts/setup build" installs them (Debian))
+endif
+PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS))
+PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS)) -pthread
+TEST_LIBS = $(shell $(PKG_CONFIG) --libs cmocka 2>/dev/null || echo -lcmocka)
+endif
+
+ALL_CPPFLAGS = -D_GNU_SOURCE -DKVFS_VERSION='"$(VERSION)"' -DKVFS_SYSCONFDIR='"$(SYSCONFDIR)"' -Isrc $(PKG_CFLAGS) \
+	$(CPPFLAGS)
+ALL_CFLAGS = -std=gnu11 $(WARN) -fPIE -pthread $(CFLAGS) $(HARDEN) $(SANFLAGS)
+ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now -Wl,-z,noexecstack $(SANFLAGS) $(LDFLAGS)
+
+# ---- files -----------------------------------------------------------------------------------------------------
+LIB_SRC   := $(sort $(wildcard src/base/*.c src/store/*.c src/mount/*.c))
+CTL_SRC   := $(sort $(wildcard src/ctl/*.c))
+TEST_SRC  := $(sort $(wildcard tests/test_*.c))
+HELP_SRC  := $(sort $(filter-out $(TEST_SRC),$(wildcard tests/*.c)))
+MTEST_SRC := $(sort $(wildcard tests/mount/*.c))
+BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+LIB     := $(BUILD)/libkvfs.a
+CTLLIB  := $(if $(filter-out src/ctl/main.c,$(CTL_SRC)),$(BUILD)/libctl.a)
+TESTLIB := $(if $(HELP_SRC),$(BUILD)/tests/libtest.a)
+TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+MTESTS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(MTEST_SRC))
+BENCHES := $(patsubst tests/%.c,$(BUILD)/tests/%,$(BENCH_SRC))
+PROGS   := $(BUILD)/kvfs $(if $(CTL_SRC),$(BUILD)/kvfsctl)
+
+# V=1 shows the commands in full.
+ifeq ($(V),)
+say = @printf '  %-5s %s\n' '$(1)' '$@';
+endif
+
+.PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+all: $(PROGS)
+
+tests: $(PROGS) $(TESTS) $(MTESTS)
+
+# The flags that the objects were made with; a change rebuilds them.
+$(BUILD)/.flags: FORCE
+	@mkdir -p $(BUILD)
+	@printf '%s\n' '$(CC) $(CFLAGS) $(CPPFLAGS) $(SANFLAGS) $(HARDEN) $(SYSCONFDIR) $(VERSION)' > $@.$$$$; \
+	if cmp -s $@.$$$$ $@; then rm -f $@.$$$$; else mv -f $@.$$$$ $@; fi
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/.flags
+	@mkdir -p $(@D)
+	$(call say,CC) $(CC) $(ALL_CPPFLAGS) $(TESTINC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/tests/%.o: TESTINC := -Itests
+
+$(LIB): $(call obj,$(LIB_SRC))
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(BUILD)/libctl.a: $(call obj,$(filter-out src/ctl/main.c,$(CTL_SRC)))
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(BUILD)/tests/libtest.a: $(call obj,$(HELP_SRC))
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(BUILD)/kvfs: $(call obj,src/main.c) $(LIB)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+$(BUILD)/kvfsctl: $(call obj,src/ctl/main.c) $(CTLLIB) $(LIB)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+$(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS)
+
+$(MTESTS) $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+
+# Keep the objects of the tests: without this, make would treat them as intermediate and delete them.
+.SECONDARY:
+
+-include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC)))
+
+# ---- run and check ---------------------------------------------------------------------------------------------
+run:
+	@scripts/setup build
+	@$(MAKE) --no-print-directory all
+	@BUILD='$(BUILD)' scripts/run '$(MNT)' '$(DATA)'
+
+check:
+	@scripts/setup build test
+	@$(MAKE) --no-print-directory tests
+	@BUILD='$(BUILD)' scripts/check
+
+check-asan:
+	@scripts/setup build test
+	@$(MAKE) --no-print-directory SAN=address BUILD=build-asan tests
+	@BUILD=build-asan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 scripts/check
+
+check-tsan:
+	@scripts/setup build test
+	@$(MAKE) --no-print-directory SAN=thread BUILD=build-tsan tests
+	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 scripts/check
+
+check-layers:
+	@scripts/check-layers
+
+TIDY_SRC := src/main.c $(LIB_SRC) $(CTL_SRC)
+lint: check-layers
+	cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+		--suppress=missingIncludeSystem -D_GNU_SOURCE -DKVFS_VERSION='""' -DKVFS_SYSCONFDIR='""' -Isrc src
+	clang-tidy --quiet --warnings-as-errors='*' $(TIDY_SRC) -- -std=gnu11 $(ALL_CPPFLAGS)
+
+bench: all $(BENCHES)
+	@if [ -x scripts/bench ]; then BUILD='$(BUILD)' scripts/bench $(BENCHFLAGS); else ls $(BENCHES); fi
+
+# ---- install ---------------------------------------------------------------------------------------------------
+MAN5 := $(sort $(wildcard man/*.5))
+MAN8 := $(sort $(wildcard man/*.8))
+
+install: all
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/share/man/man5' '$(DESTDIR)$(PREFIX)/share/man/man8' \
+		'$(DESTDIR)$(PREFIX)/share/doc/kvfs'
+	install -m 755 $(PROGS) '$(DESTDIR)$(PREFIX)/bin/'
+	$(if $(MAN5),install -m 644 $(MAN5) '$(DESTDIR)$(PREFIX)/share/man/man5/')
+	$(if $(MAN8),install -m 644 $(MAN8) '$(DESTDIR)$(PREFIX)/share/man/man8/')
+	install -m 644 kvfs.conf '$(DESTDIR)$(PREFIX)/share/doc/kvfs/kvfs.conf'
+ifneq ($(MOUNT_HELPER_DIR),)
+	install -d '$(DESTDIR)$(MOUNT_HELPER_DIR)'
+	ln -sfn '$(PREFIX)/bin/kvfs' '$(DESTDIR)$(MOUNT_HELPER_DIR)/mount.fuse.kvfs'
+endif
+	@echo "Installed. The commented configuration is $(PREFIX)/share/doc/kvfs/kvfs.conf; copy it to $(SYSCONFDIR) to use it."
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/bin/kvfs' '$(DESTDIR)$(PREFIX)/bin/kvfsctl'
+	rm -f $(patsubst man/%,'$(DESTDIR)$(PREFIX)/share/man/man5/%',$(MAN5))
+	rm -f $(patsubst man/%,'$(DESTDIR)$(PREFIX)/share/man/man8/%',$(MAN8))
+	rm -rf '$(DESTDIR)$(PREFIX)/share/doc/kvfs'
+	$(if $(MOUNT_HELPER_DIR),rm -f '$(DESTDIR)$(MOUNT_HELPER_DIR)/mount.fuse.kvfs')
+
+clean:
+	rm -rf build build-asan build-ubsan build-tsan
+
+help:
+	@echo 'make                 build/kvfs and build/kvfsctl'
+	@echo 'make run             install what is missing, build, mount at MNT=$(MNT) with DATA=$(DATA)'
+	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
+	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make check-tsan      the tests under ThreadSanitizer'
+	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
+	@echo 'make bench           build and run the benchmarks'
+	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'
+	@echo 'make uninstall       take it away again (configuration and data stay)'
+	@echo 'make clean           remove what was built'
+	@echo
+	@echo 'Variables: CC CFLAGS LDFLAGS SAN=address|undefined|thread WERROR=1 BUILD=dir TRANSPORTS="dev uring" TESTS_MATCH=text'

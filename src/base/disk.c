@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * disk.c - the real disk: one directory, reached through its descriptor, so that a later change of the working
+ * directory or a mount on top of the path changes nothing.
+ *
+ * Only regular files are opened: a FIFO, a device, a directory or a symbolic link under a name of ours is refused
+ * (-EINVAL, -EISDIR, -ELOOP) instead of being followed or waited for.
+ *
+ * Threads: any number at once; nothing here changes after disk_open_real. Layer: base. Knows nothing of records,
+ * rings or FUSE.
+ */
+#include "base/disk.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* How often in a row a call may say EINTR or EAGAIN before that is taken for an error. */
+#define RETRY_LIMIT 1000
+
+struct real_disk {
+	struct disk disk;
+	int dirfd;
+};
+
+static int
+dirfd_of(const struct disk *d)
+{
+	return ((const struct real_disk *)(const void *)d)->dirfd;
+}
+
+static int
+neg_errno(int rc)
+{
+	return rc < 0 ? -errno : rc;
+}
+
+static int
+real_open(struct disk *d, const char *name, int flags, mode_t mode)
+{
+	struct stat st;
+	int fd, err, fl;
+
+	/* O_NONBLOCK only for the open itself: it keeps a FIFO from blocking us. */
+	fd = openat(dirfd_of(d), name, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, mode);
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st) < 0) {
+		err = -errno;
+		goto out_close;
+	}
+	if (!S_ISREG(st.st_mode)) {
+		err = S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
+		goto out_close;
+	}
+	fl = fcntl(fd, F_GETFL);
+	if (fl < 0 || fcntl(fd, F_SETFL, fl & ~O_NONBLOCK) < 0) {
+		err = -errno;
+		goto out_close;
+	}
+	return fd;
+
+out_close:
+	(void)close(fd); /* nothing was written through it */
+	return err;
+}
+
+static int
+real_close(struct disk *d, int fd)
+{
+	(void)d;
+	/* On Linux the descriptor is gone even when close says EINTR. */
+	return close(fd) < 0 && errno != EINTR ? -errno : 0;
+}
+
+static ssize_t
+real_preadv(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, int rwf)
+{
+	ssize_t len = preadv2(fd, iov, n, off, rwf);
+
+	(void)d;
+	return len < 0 ? -errno : len;
+}
+
+static ssize_t
+real_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, int rwf)
+{
+	ssize_t len = pwritev2(fd, iov, n, off, rwf);
+
+	(void)d;
+	return len < 0 ? -errno : len;
+}
+
+static int
+real_fdatasync(struct disk *d, int fd)
+{
+	(void)d;
+	return neg_errno(fdatasync(fd));
+}
+
+static int
+real_fallocate(struct disk *d, int fd, int mode, off_t off, off_t len)
+{
+	(void)d;
+	return neg_errno(fallocate(fd, mode, off, len));
+}
+
+static int
+real_ftruncate(struct disk *d, int fd, off_t size)
+{
+	(void)d;
+	return neg_errno(ftruncate(fd, size));
+}
+
+static int
+real_rename(struct disk *d, const char *from, const char *to)
+{
+	return neg_errno(renameat(dirfd_of(d), from, dirfd_of(d), to));
+}
+
+static int
+real_unlink(struct disk *d, const char *name)
+{
+	return neg_errno(unlinkat(dirfd_of(d), name, 0));
+}
+
+static int
+real_fsync_dir(struct disk *d)
+{
+	return neg_errno(fsync(dirfd_of(d)));
+}
+
+static int
+real_size(struct disk *d, int fd, uint64_t *size)
+{
+	struct stat st;
+
+	(void)d;
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	*size = (uint64_t)st.st_size;
+	return 0;
+}
+
+static int
+real_list(struct disk *d, int (*cb)(void *arg, const char *name), void *arg)
+{
+	struct dirent *e;
+	int fd, err = 0;
+	DIR *dir;
+
+	/* An open file description of its own: the position of dirfd is shared by all threads. */
+	fd = openat(dirfd_of(d), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	dir = fdopendir(fd);
+	if (!dir) {
+		err = -errno;
+		(void)close(fd); /* read-only */
+		return err;
+	}
+	for (errno = 0; (e = readdir(dir)); errno = 0) {
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+			continue;
+		err = cb(arg, e->d_name);
+		if (err)
+			goto out_close;
+	}
+	err = -errno;
+out_close:
+	(void)closedir(dir); /* read-only */
+	return err;
+}
+
+static int
+real_space(struct disk *d, struct disk_space *out)
+{
+	struct statvfs vfs;
+
+	if (fstatvfs(dirfd_of(d), &vfs) < 0)
+		return -errno;
+	out->total = (uint64_t)vfs.f_blocks * vfs.f_frsize;
+	out->free = (uint64_t)vfs.f_bfree * vfs.f_frsize;
+	out->avail = (uint64_t)vfs.f_bavail * vfs.f_frsize;
+	return 0;
+}
+
+static void
+real_destroy(struct disk *d)
+{
+	(void)close(dirfd_of(d)); /* a directory: nothing is pending on it */
+	free(d);
+}
+
+static const struct disk_ops real_ops = {
+	.open = real_open,
+	.close = real_close,
+	.preadv = real_preadv,
+	.pwritev = real_pwritev,
+	.fdatasync = real_fdatasync,
+	.fallocate = real_fallocate,
+	.ftruncate = real_ftruncate,
+	.rename = real_rename,
+	.unlink = real_unlink,
+	.fsync_dir = real_fsync_dir,
+	.size = real_size,
+	.list = real_list,
+	.space = real_space,
+	.destroy = real_destroy,
+};
+
+int
+disk_open_real(const char *path, struct disk **out)
+{
+	struct real_disk *rd = malloc(sizeof(*rd));
+	int err;
+
+	if (!rd)
+		return -ENOMEM;
+	rd->disk.ops = &real_ops;
+	rd->disk.real_fds = true;
+	rd->dirfd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (rd->dirfd < 0) {
+		err = -errno;
+		free(rd);
+		return err;
+	}
+	*out = &rd->disk;
+	return 0;
+}
+
+int
+disk_pread_full(struct disk *d, int fd, void *buf, size_t len, uint64_t off)
+{
+	int tries = 0;
+
+	while (len) {
+		struct iovec iov = { .iov_base = buf, .iov_len = len };
+		ssize_t n = d->ops->preadv(d, fd, &iov, 1, (off_t)off, 0);
+
+		if ((n == -EINTR || n == -EAGAIN) && tries++ < RETRY_LIMIT)
+			continue;
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			return -ENODATA;
+		tries = 0;
+		buf = (char *)buf + n;
+		off += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+int
+disk_pwrite_full(struct disk *d, int fd, const void *buf, size_t len, uint64_t off, int rwf)
+{
+	int tries = 0;
+
+	while (len) {
+		struct iovec iov = { .iov_base = (void *)(uintptr_t)buf, .iov_len = len };
+		ssize_t n = d->ops->pwritev(d, fd, &iov, 1, (off_t)off, rwf);
+
+		if ((n == -EINTR || n == -EAGAIN) && tries++ < RETRY_LIMIT)
+			continue;
+		if (n < 0)
+			return (int)n;
+		if (!n)
+			return -EIO;
+		tries = 0;
+		buf = (const char *)buf + n;
+		off += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}

@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * commit.c - how content becomes a key's value: publication of replacements, commits of edits in place, attribute changes.
+ *
+ * Each is a little state machine on a struct rq: it waits for the draft's previous commit, takes a shared turn on the
+ * key (unlink and rename are excluded meanwhile), submits one store_commit, and afterwards brings the key's nodes in
+ * line. Several commits of one key by different handles are under way at once; the engine decides their order.
+ *
+ * An uncertain result (engines across a network) is resolved by asking again: a commit of whole content may be repeated.
+ */
+#include "mount/mount.h"
+#include "base/diag.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNCERTAIN_TRIES 20
+
+static enum rq_result publish_step(struct rq *r);
+static enum rq_result edit_step(struct rq *r);
+static enum rq_result meta_step(struct rq *r);
+static enum rq_result release_published(struct rq *r);
+
+static enum rq_result
+go_on(struct rq *r, int err)
+{
+	r->err = err;
+	r->step = r->then;
+	r->state = 0;
+	return r->then(r);
+}
+
+static void
+candidate_end(struct handle *h)
+{
+	if (h->flushed && !h->written && !h->published && !h->cancelled)
+		h->key->candidates--;
+}
+
+void
+handle_free(struct kvfs_mount *m, struct handle *h)
+{
+	struct key *k = h->key;
+	struct node *n = h->node;
+
+	if (h->kind == H_REPL) {
+		candidate_end(h);
+		list_del(&h->of_key);
+		n->writers--;
+	} else if (h->kind == H_EDIT) {
+		k->editors--;
+		if (!h->direct)
+			n->opens--;
+	} else if (h->kind == H_READ && !h->direct) {
+		n->opens--;
+	}
+	msnap_put(m, h->snap);
+	mdraft_put(m, h->draft);
+	if (n)
+		node_settle(m, n);
+	if (k)
+		key_put(m, k);
+	list_del(&h->all);
+	free(h->text);
+	free(h);
+	m->nhandles--;
+}
+
+/* ---- publication of a replacement ---- */
+
+static void
+publish_fill(struct rq *r, struct handle *h, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct mdraft *d = h->draft;
+	struct store_commit *c = &r->commit;
+
+	*c = (struct store_commit){
+		.key = key_name(k),
+		.kind = STORE_REPLACE,
+		.cond = h->excl && !h->published ? STORE_COND_ABSENT : STORE_COND_NONE,
+		.sync = r->sync,
+		.draft = d->draft,
+		.set_new = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_INO,
+		.attr = k->created,
+	};
+	c->attr.ino = k->ino;
+	if (k->created_xattr_size) {
+		c->set_new |= STORE_SET_XATTRS;
+		c->xattrs = k->created_xattrs;
+		c->xattr_size = k->created_xattr_size;
+	}
+	if (h->set_expiry) {
+		c->set |= STORE_SET_EXPIRY;
+		c->attr.expires = h->expires;
+	} else if (m->cfg.default_ttl_ns) {
+		c->set |= STORE_SET_EXPIRY;
+		c->attr.expires = now_ns() + m->cfg.default_ttl_ns;
+	}
+	if (d->have_mtime) {
+		c->set |= STORE_SET_MTIME;
+		c->attr.mtime = d->mtime;
+	}
+	if (d->have_atime) {
+		c->set |= STORE_SET_ATIME;
+		c->attr.atime = d->atime;
+	}
+}
+
+/* A value was committed under the key: editors follow it, readers find it on the writer's node once that is free. */
+static enum rq_result
+published(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+	struct key *k = h->key;
+
+	if (k->ino != r->commit.out.ino && k->named)
+		k->ino = r->commit.out.ino;
+	m->root_changed = now_ns();
+	if (!k->edit_node || k->editors == 0) {
+		if (k->edit_node == NULL)
+			k->cur = h->node;
+		return go_on(r, 0);
+	}
+	/* Open edits are void: the value is a new one. Their handles go on with it. */
+	if (k->edit) {
+		k->edit->stale = true;
+		rq_resume_all(&k->edit->waiters);
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+	}
+	r->raw_snap = NULL;
+	struct store_key name = key_name(k);
+
+	r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 2));
+	if (r->err == STORE_PENDING)
+		return RQ_WAIT;
+	r->state = 2;
+	return publish_step(r);
+}
+
+static enum rq_result
+published_follow(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->h->key;
+	struct node *x = k->edit_node;
+
+	if (r->err) { /* deleted again already: nothing to follow */
+		return go_on(r, 0);
+	}
+	struct msnap *s = msnap_new(r->raw_snap);
+
+	if (!s) {
+		store_snap_close(m->store, r->raw_snap);
+		return go_on(r, 0);
+	}
+	if (!x || k->edit) {
+		msnap_put(m, s);
+		return go_on(r, 0);
+	}
+	node_set_snap(m, x, s, &r->attr);
+	x->pages = r->attr.version;
+	x->ksize = -1;
+	r->state = 3;
+	notify_inval_node(m, x->nodeid, true, r);
+	return RQ_WAIT;
+}
+
+static enum rq_result
+publish_committed(struct rq *r)
+{
+	struct handle *h = r->h;
+	struct mdraft *d = h->draft;
+	int err = r->err;
+
+	if (err == STORE_UNCERTAIN && ++r->tries < UNCERTAIN_TRIES) {
+		/* Once more; if the first one did happen, our own inode number is there already. */
+		r->state = 4;
+		struct store_key name = key_name(h->key);
+
+		r->err = store_stat(r->m->store, &name, &r->attr, rq_store(r, 4));
+		return r->err == STORE_PENDING ? RQ_WAIT : publish_step(r);
+	}
+	d->committing = false;
+	rq_resume_all(&d->waiters);
+	turn_end_share(r);
+	if (err == STORE_UNCERTAIN)
+		err = -EIO;
+	if (err)
+		return go_on(r, err);
+	d->cgen = r->version;
+	candidate_end(h);
+	h->published = true;
+	return published(r);
+}
+
+static enum rq_result
+publish_step(struct rq *r)
+{
+	struct handle *h = r->h;
+	struct mdraft *d = h->draft;
+
+	switch (r->state) {
+	case 0:
+		if (h->cancelled || (h->published && d->cgen >= r->wgen))
+			return go_on(r, 0);
+		if (d->committing)
+			return rq_park(r, &d->waiters);
+		/* Values closed earlier come first; one that is being closed is what the others wait for. */
+		if (r->then != release_published && key_settle(r, h->key, h) == RQ_WAIT)
+			return RQ_WAIT;
+		if (!h->key->named)
+			return go_on(r, -EIO);
+		if (turn_share(r, h->key) == RQ_WAIT)
+			return RQ_WAIT;
+		d->committing = true;
+		r->version = d->wgen;
+		publish_fill(r, h, h->key);
+		/* fallthrough */
+	case 5:
+		r->err = store_commit(r->m->store, &r->commit, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 1:
+		return publish_committed(r);
+	case 2:
+		return published_follow(r);
+	case 4:
+		if (r->err == 0 && r->attr.ino == r->commit.attr.ino && r->commit.cond == STORE_COND_ABSENT) {
+			r->commit.out = r->attr;
+			r->state = 1;
+			return publish_committed(r);
+		}
+		r->state = 5;
+		return publish_step(r);
+	default:
+		return go_on(r, 0);
+	}
+}
+
+enum rq_result
+publish_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r))
+{
+	r->sync = sync;
+	r->then = then;
+	r->wgen = r->h->draft->wgen;
+	r->step = publish_step;
+	r->state = 0;
+	r->tries = 0;
+	return publish_step(r);
+}
+
+/* At RELEASE: opens of the key wait (key->closing) until the value that was closed is there. */
+static enum rq_result
+release_published(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+
+	if (r->err)
+		diag_warn("key \"%.*s\": the value left at the last close could not be stored: %s", (int)k->name_len, k->name,
+			  strerror(-r->err));
+	k->closing--;
+	if (k->closing == 0)
+		rq_resume_all(&k->settle_waiters);
+	handle_free(m, r->h);
+	return rq_err(r, 0);
+}
+
+static enum rq_result
+release_start(struct rq *r)
+{
+	return publish_start(r, STORE_SYNC_WRITTEN, release_published);
+}
+
+void
+publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io)
+{
+	struct rq *r = rq_new_internal(m, io, release_start);
+
+	if (!r) {
+		diag_warn("out of memory: a value left at the last close is lost");
+		handle_free(m, h);
+		return;
+	}
+	r->h = h;
+	r->key = key_ref(h->key);
+	/* From here on it is no candidate (its close is known), but an open must wait for it. */
+	candidate_end(h);
+	h->written = true;
+	r->settled = true;
+	r->key->closing++;
+	if (r->step(r) == RQ_DONE) {
+		/* Ended at once: rq_end() must not run under the lock; post it to ourselves. */
+		r->step = NULL;
+		key_put(m, r->key);
+		free(r);
+	}
+}
+
+/* ---- edits in place ---- */
+
+enum rq_result
+edit_draft_get(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct node *x = k->edit_node;
+	struct store_key name = key_name(k);
+
+	r->err = 0;
+	if (k->edit)
+		return RQ_DONE;
+	struct mdraft *d = mdraft_new();
+
+	if (!d) {
+		r->err = -ENOMEM;
+		return RQ_DONE;
+	}
+	if (x && x->snap) {
+		r->err = store_draft_new(m->store, x->snap->snap, &d->draft);
+	} else {
+		/* truncate(2) without a handle: base it on the committed value. */
+		struct store_snap *s = NULL;
+
+		if (!r->flag2) {
+			r->raw_snap = NULL;
+			r->flag2 = true;
+			r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, r->state));
+			if (r->err == STORE_PENDING) {
+				mdraft_put(m, d);
+				return RQ_WAIT;
+			}
+		}
+		r->flag2 = false;
+		s = r->raw_snap;
+		r->raw_snap = NULL;
+		if (!r->err)
+			r->err = store_draft_new(m->store, s, &d->draft);
+		if (s)
+			store_snap_close(m->store, s);
+	}
+	if (r->err) {
+		mdraft_put(m, d);
+		return RQ_DONE;
+	}
+	k->edit = d;
+	return RQ_DONE;
+}
+
+static enum rq_result
+edit_committed(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+	struct mdraft *d = r->draft;
+	struct node *x = k->edit_node;
+	int err = r->err;
+
+	if (err == STORE_UNCERTAIN && ++r->tries < UNCERTAIN_TRIES) {
+		r->state = 5;
+		return edit_step(r);
+	}
+	d->committing = false;
+	rq_resume_all(&d->waiters);
+	turn_end_share(r);
+	r->draft = NULL;
+	if (err == STORE_UNCERTAIN)
+		err = -EIO;
+	if (err == -ESTALE || err == -ENOENT) /* the key was deleted or replaced under us: its edits went with it */
+		err = 0;
+	else if (!err) {
+		d->cgen = r->version;
+		d->have_mtime = d->have_atime = d->wgen != d->cgen && (d->have_mtime || d->have_atime);
+		if (x && !d->stale) {
+			if (x->pages == x->version)
+				x->pages = r->commit.out.version;
+			x->version = r->commit.out.version;
+			x->attr = r->commit.out;
+		}
+		if (r->commit.sync == STORE_SYNC_WRITTEN)
+			k->need_sync = true;
+	}
+	/* Without a handle nobody would ever let go of the draft. */
+	if (k->editors == 0 && k->edit == d && d->wgen == d->cgen) {
+		k->edit = NULL;
+		mdraft_put(m, d);
+	}
+	mdraft_put(m, d);
+	return go_on(r, err);
+}
+
+static enum rq_result
+edit_flushed(struct rq *r)
+{
+	if (r->err == 0 && r->flag)
+		r->key->need_sync = false;
+	return go_on(r, r->err);
+}
+
+static enum rq_result
+edit_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+	struct mdraft *d = k->edit;
+
+	switch (r->state) {
+	case 0:
+		if (!d || d->stale || d->cgen >= r->wgen || !k->named) {
+			if (!k->named || (r->sync != STORE_SYNC_DURABLE && !(k->need_sync && m->cfg.close_durable)))
+				return go_on(r, 0);
+			r->flag = true;
+			r->err = store_sync(m->store, rq_store(r, 2));
+			return r->err == STORE_PENDING ? RQ_WAIT : edit_flushed(r);
+		}
+		if (d->committing)
+			return rq_park(r, &d->waiters);
+		if (turn_share(r, k) == RQ_WAIT)
+			return RQ_WAIT;
+		d->committing = true;
+		r->draft = mdraft_ref(d);
+		r->version = d->wgen;
+		r->commit = (struct store_commit){
+			.key = key_name(k),
+			.kind = STORE_EDIT,
+			.sync = r->sync,
+			.draft = d->draft,
+			.only_ino = k->ino,
+			.set = (d->have_mtime ? STORE_SET_MTIME : 0) | (d->have_atime ? STORE_SET_ATIME : 0),
+			.attr = {.mtime = d->mtime, .atime = d->atime},
+		};
+		/* fallthrough */
+	case 5:
+		r->err = store_commit(m->store, &r->commit, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 1:
+		return edit_committed(r);
+	default:
+		return edit_flushed(r);
+	}
+}
+
+enum rq_result
+edit_commit_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r))
+{
+	r->sync = sync;
+	r->then = then;
+	r->wgen = r->key->edit ? r->key->edit->wgen : 0;
+	r->step = edit_step;
+	r->state = 0;
+	r->tries = 0;
+	r->flag = false;
+	return edit_step(r);
+}
+
+/* ---- attributes ---- */
+
+static enum rq_result
+meta_step(struct rq *r)
+{
+	struct key *k = r->key;
+
+	switch (r->state) {
+	case 0:
+		if (!k->named)
+			return go_on(r, -ENOENT);
+		if (turn_share(r, k) == RQ_WAIT)
+			return RQ_WAIT;
+		r->commit.key = key_name(k);
+		r->commit.kind = STORE_META;
+		r->commit.cond = STORE_COND_PRESENT;
+		r->commit.only_ino = k->ino;
+		/* fallthrough */
+	case 5:
+		r->err = store_commit(r->m->store, &r->commit, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err == STORE_UNCERTAIN && ++r->tries < UNCERTAIN_TRIES) {
+			r->state = 5;
+			return meta_step(r);
+		}
+		turn_end_share(r);
+		if (!r->err && r->commit.sync == STORE_SYNC_WRITTEN)
+			k->need_sync = true;
+		return go_on(r, r->err == STORE_UNCERTAIN ? -EIO : r->err);
+	}
+}
+
+enum rq_result
+meta_commit_start(struct rq *r, enum rq_result (*then)(struct rq *r))
+{
+	r->then = then;
+	r->step = meta_step;
+	r->state = 0;
+	r->tries = 0;
+	return meta_step(r);
+}

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * data.c - READ, WRITE, FLUSH, FSYNC.
+ *
+ * A replacement is published by the FLUSH that finds unpublished data and comes from the process that opened it (or from
+ * anyone once that process is gone), never by one from a child that merely inherited the descriptor, and not by a process
+ * that is being killed: that one drops it.
+ */
+#include "mount/mount.h"
+#include "mount/lockops.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- READ ---- */
+
+static enum rq_result
+read_done(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	if (r->snap)
+		msnap_put(m, r->snap);
+	if (r->draft)
+		mdraft_put(m, r->draft);
+	r->snap = NULL;
+	r->draft = NULL;
+	if (r->err)
+		return rq_err(r, r->err);
+	r->out.kind = REPLY_BUF;
+	r->out.size = r->got;
+	return RQ_DONE;
+}
+
+static enum rq_result
+read_ctl(struct rq *r)
+{
+	struct handle *h = r->h;
+	size_t left = r->off < h->text_len ? h->text_len - r->off : 0;
+
+	r->got = r->size < left ? r->size : left;
+	memcpy(r->buf, h->text + (h->text_len - left), r->got);
+	return read_done(r);
+}
+
+static enum rq_result
+read_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+	struct key *k = h->key;
+	struct node *n = h->node;
+
+	if (r->state == 1)
+		return read_done(r);
+	if (h->kind == H_CTL)
+		return read_ctl(r);
+	if (h->kind == H_REPL)
+		r->draft = mdraft_ref(h->draft);
+	else if (h->snap)
+		r->snap = msnap_ref(h->snap);
+	else if (k->edit && k->edit->draft && (n == k->edit_node || h->kind == H_EDIT))
+		r->draft = mdraft_ref(k->edit);
+	else if (h->direct && k->edit_node && k->edit_node->snap)
+		r->snap = msnap_ref(k->edit_node->snap);
+	else if (n->snap)
+		r->snap = msnap_ref(n->snap);
+	else
+		return rq_err(r, -EIO);
+	if (r->draft)
+		r->err = store_draft_read(m->store, r->draft->draft, r->off, r->buf, r->size, &r->got, rq_store(r, 1));
+	else
+		r->err = store_snap_read(m->store, r->snap->snap, r->off, r->buf, r->size, &r->got, rq_store(r, 1));
+	return r->err == STORE_PENDING ? RQ_WAIT : read_done(r);
+}
+
+void
+op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	struct rq *r = rq_new(req, read_step);
+
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
+	r->off = (uint64_t)off;
+	r->size = size;
+	r->buf = malloc(size ? size : 1);
+	if (!r->buf) {
+		free(r);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	rq_run(r);
+}
+
+/* ---- WRITE ---- */
+
+static enum rq_result
+write_reply(struct rq *r)
+{
+	if (r->err)
+		return rq_err(r, r->err);
+	r->out.kind = REPLY_WRITE;
+	r->out.size = r->size;
+	return RQ_DONE;
+}
+
+static enum rq_result
+write_done(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+	struct key *k = h->key;
+
+	mdraft_put(m, r->draft);
+	r->draft = NULL;
+	if (r->err)
+		return write_reply(r);
+	if (h->kind == H_REPL) {
+		if (h->node->ksize < (int64_t)(r->off + r->size))
+			h->node->ksize = (int64_t)(r->off + r->size);
+		return write_reply(r);
+	}
+	struct node *x = k->edit_node;
+
+	if (x && x->ksize >= 0 && x->ksize < (int64_t)(r->off + r->size))
+		x->ksize = (int64_t)(r->off + r->size);
+	/*
+	 * The kernel put an append elsewhere in its pages, or went around them: drop those. Not waited for: it holds the
+	 * pages of this very write locked until it is answered.
+	 */
+	if (r->flag)
+		notify_inval_node(m, x ? x->nodeid : h->node->nodeid, true, NULL);
+	if (r->sync == STORE_SYNC_DURABLE && k->named) {
+		r->key = key_ref(k);
+		return edit_commit_start(r, STORE_SYNC_DURABLE, write_reply);
+	}
+	return write_reply(r);
+}
+
+static enum rq_result
+write_replacement(struct rq *r)
+{
+	struct handle *h = r->h;
+	struct mdraft *d = h->draft;
+
+	if (!h->written && h->flushed && !h->published && !h->cancelled)
+		h->key->candidates--;
+	h->written = true;
+	if (h->append)
+		r->off = store_draft_size(r->m->store, d->draft);
+	r->draft = mdraft_ref(d);
+	return RQ_DONE;
+}
+
+static enum rq_result
+write_edit(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+	struct key *k = h->key;
+
+	if (edit_draft_get(r, k) == RQ_WAIT)
+		return RQ_WAIT;
+	if (r->err)
+		return RQ_DONE;
+	r->draft = mdraft_ref(k->edit);
+	if (h->append && !r->flag2) {
+		uint64_t end = store_draft_size(m->store, k->edit->draft);
+
+		r->flag = end != r->off;
+		r->off = end;
+	}
+	if (h->direct && k->edit_node && k->edit_node->opens)
+		r->flag = true;
+	return RQ_DONE;
+}
+
+static enum rq_result
+write_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+
+	switch (r->state) {
+	case 0:
+		if ((h->kind == H_REPL ? write_replacement(r) : write_edit(r)) == RQ_WAIT)
+			return RQ_WAIT;
+		if (r->err)
+			return rq_err(r, r->err);
+		r->draft->wgen++;
+		r->draft->touched = now_ns();
+		r->draft->have_mtime = r->draft->have_atime = false;
+		r->err = store_draft_write(m->store, r->draft->draft, r->off, r->buf, r->size, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		return write_done(r);
+	}
+}
+
+void
+op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
+	struct kvfs_mount *m = rq_mount(req);
+	struct rq *r;
+
+	if (h->kind != H_REPL && h->kind != H_EDIT) {
+		fuse_reply_err(req, EBADF);
+		return;
+	}
+	if (m->cfg.max_value && (uint64_t)off + size > m->cfg.max_value) {
+		fuse_reply_err(req, EFBIG);
+		return;
+	}
+	r = rq_new(req, write_step);
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->h = h;
+	r->off = (uint64_t)off;
+	r->size = size;
+	r->flag2 = fi->writepage; /* pages of a shared mapping: their place is what it is */
+	r->sync = h->kind == H_EDIT && (h->sync_writes || (fi->flags & (O_SYNC | O_DSYNC))) ? STORE_SYNC_DURABLE
+											   : STORE_SYNC_MODE;
+	r->buf = malloc(size ? size : 1);
+	if (!r->buf) {
+		free(r);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	memcpy(r->buf, buf, size);
+	rq_run(r);
+}
+
+/* ---- FLUSH and FSYNC ---- */
+
+static enum rq_result
+flushed(struct rq *r)
+{
+	return rq_err(r, r->err);
+}
+
+/* Does this FLUSH speak for the handle: is it the opener's process, or is that gone? */
+static bool
+flush_counts(const struct handle *h, pid_t pid)
+{
+	bool gone;
+
+	return proc_same(h->opener, pid, &gone) || gone;
+}
+
+static void
+handle_cancel(struct handle *h)
+{
+	if (h->flushed && !h->written && !h->published && !h->cancelled)
+		h->key->candidates--;
+	h->cancelled = true;
+}
+
+static enum rq_result
+flush_replacement(struct rq *r)
+{
+	struct handle *h = r->h;
+	bool unpublished = h->draft->cgen != h->draft->wgen;
+
+	if (h->cancelled || (h->published && !unpublished))
+		return rq_err(r, 0);
+	if (!flush_counts(h, r->pid)) {
+		if (!h->flushed && !h->written)
+			h->key->candidates++;
+		h->flushed = true;
+		return rq_err(r, 0);
+	}
+	if (proc_killed(r->pid)) {
+		r->m->counters.killed++;
+		handle_cancel(h);
+		return rq_err(r, 0);
+	}
+	if (!unpublished) { /* nothing written yet: maybe an empty value, maybe a shell's dup2 */
+		if (!h->flushed && !h->written && !h->published)
+			h->key->candidates++;
+		h->flushed = true;
+		return rq_err(r, 0);
+	}
+	h->flushed = true;
+	return publish_start(r, STORE_SYNC_MODE, flushed);
+}
+
+static enum rq_result
+flush_step(struct rq *r)
+{
+	struct handle *h = r->h;
+
+	if (h->key && h->took_locks)
+		lockops_close(r->m, h->key, r->version);
+	if (h->kind == H_REPL)
+		return flush_replacement(r);
+	if (h->kind != H_EDIT)
+		return rq_err(r, 0);
+	r->key = key_ref(h->key);
+	return edit_commit_start(r, STORE_SYNC_MODE, flushed);
+}
+
+void
+op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct rq *r = rq_new(req, flush_step);
+
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
+	r->version = fi->lock_owner;
+	rq_run(r);
+}
+
+static enum rq_result
+fsync_all(struct rq *r)
+{
+	if (r->state == 0) {
+		r->err = store_sync(r->m->store, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+	}
+	return rq_err(r, r->err);
+}
+
+static enum rq_result
+fsync_step(struct rq *r)
+{
+	struct handle *h = r->h;
+
+	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
+		if (!h->flushed && !h->written && !h->published)
+			h->key->candidates++; /* keeps the count right while an empty value is published */
+		h->flushed = true;
+		return publish_start(r, STORE_SYNC_DURABLE, flushed);
+	}
+	if (h->kind == H_EDIT) {
+		r->key = key_ref(h->key);
+		return edit_commit_start(r, STORE_SYNC_DURABLE, flushed);
+	}
+	r->step = fsync_all;
+	return fsync_all(r);
+}
+
+void
+op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	struct rq *r = rq_new(req, fsync_step);
+
+	(void)datasync;
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
+	rq_run(r);
+}
+
+void
+op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	struct rq *r = rq_new(req, fsync_all);
+
+	(void)ino;
+	(void)datasync;
+	(void)fi;
+	if (r)
+		rq_run(r);
+}

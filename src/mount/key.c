@@ -1,0 +1,515 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * key.c - keys, nodes, snaps and drafts of the mount, turns and moves (see mount.h for what they are).
+ * Everything here runs with m->lock held and never waits.
+ */
+#include "mount/mount.h"
+#include "base/diag.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#define MOVE_NS (INT64_C(2) * 1000000000)
+
+static uint64_t
+name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
+{
+	return XXH3_64bits_withSeed(name, len, (XXH64_hash_t)m->started);
+}
+
+static uint64_t
+id_hash(uint64_t nodeid)
+{
+	return nodeid * UINT64_C(0x9e3779b97f4a7c15) >> 16;
+}
+
+/* ---- snaps and drafts ---- */
+
+struct msnap *
+msnap_new(struct store_snap *snap)
+{
+	struct msnap *s = malloc(sizeof *s);
+
+	if (s)
+		*s = (struct msnap){.snap = snap, .refs = 1};
+	return s;
+}
+
+struct msnap *
+msnap_ref(struct msnap *s)
+{
+	s->refs++;
+	return s;
+}
+
+void
+msnap_put(struct kvfs_mount *m, struct msnap *s)
+{
+	if (!s || --s->refs)
+		return;
+	store_snap_close(m->store, s->snap);
+	free(s);
+}
+
+struct mdraft *
+mdraft_new(void)
+{
+	struct mdraft *d = calloc(1, sizeof *d);
+
+	if (d) {
+		d->refs = 1;
+		list_init(&d->waiters);
+	}
+	return d;
+}
+
+struct mdraft *
+mdraft_ref(struct mdraft *d)
+{
+	d->refs++;
+	return d;
+}
+
+void
+mdraft_put(struct kvfs_mount *m, struct mdraft *d)
+{
+	if (!d || --d->refs)
+		return;
+	if (d->draft)
+		store_draft_free(m->store, d->draft);
+	free(d);
+}
+
+/* ---- keys ---- */
+
+struct key *
+key_find(struct kvfs_mount *m, const char *name, uint32_t len)
+{
+	struct lhash_item *it = lhash_first(&m->keys, name_hash(m, name, len));
+
+	for (; it; it = lhash_next(it)) {
+		struct key *k = container_of(it, struct key, by_name);
+
+		if (k->name_len == len && memcmp(k->name, name, len) == 0)
+			return k;
+	}
+	return NULL;
+}
+
+struct key *
+key_get(struct kvfs_mount *m, const char *name, uint32_t len)
+{
+	struct key *k = key_find(m, name, len);
+
+	if (k)
+		return key_ref(k);
+	k = calloc(1, sizeof *k);
+	if (!k)
+		return NULL;
+	k->refs = 1;
+	list_init(&k->nodes);
+	list_init(&k->writers);
+	list_init(&k->turn_waiters);
+	list_init(&k->settle_waiters);
+	lock_table_init(&k->locks);
+	if (key_rename(m, k, name, len) < 0) {
+		free(k);
+		return NULL;
+	}
+	return k;
+}
+
+struct key *
+key_ref(struct key *k)
+{
+	k->refs++;
+	return k;
+}
+
+static void
+key_unname(struct kvfs_mount *m, struct key *k)
+{
+	if (k->named)
+		lhash_remove(&m->keys, &k->by_name);
+	k->named = false;
+}
+
+void
+key_put(struct kvfs_mount *m, struct key *k)
+{
+	if (--k->refs)
+		return;
+	key_unname(m, k);
+	mdraft_put(m, k->edit);
+	lock_table_destroy(&k->locks);
+	free(k->created_xattrs);
+	free(k->name);
+	free(k);
+}
+
+struct store_key
+key_name(const struct key *k)
+{
+	return (struct store_key){.data = k->name, .len = k->name_len};
+}
+
+int
+key_rename(struct kvfs_mount *m, struct key *k, const char *name, uint32_t len)
+{
+	char *copy = malloc(len + 1);
+
+	if (!copy)
+		return -ENOMEM;
+	memcpy(copy, name, len);
+	copy[len] = 0;
+	key_unname(m, k);
+	free(k->name);
+	k->name = copy;
+	k->name_len = len;
+	k->named = true;
+	lhash_insert(&m->keys, &k->by_name, name_hash(m, name, len));
+	return 0;
+}
+
+static void
+node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
+{
+	struct key *from = n->key;
+
+	if (from == to)
+		return;
+	list_del(&n->of_key);
+	list_add_tail(&to->nodes, &n->of_key);
+	n->key = key_ref(to);
+	if (from->cur == n)
+		from->cur = NULL;
+	key_put(m, from);
+}
+
+/* Pending replacements belong to the name: give those of `k` (and the nodes they alone use) to `to`. */
+static void
+writers_rehome(struct kvfs_mount *m, struct key *k, struct key *to)
+{
+	while (!list_empty(&k->writers)) {
+		struct handle *h = list_entry(k->writers.next, struct handle, of_key);
+
+		list_del(&h->of_key);
+		list_add_tail(&to->writers, &h->of_key);
+		if (h->flushed && !h->written && !h->published && !h->cancelled) {
+			k->candidates--;
+			to->candidates++;
+		}
+		h->key = key_ref(to);
+		node_rehome(m, h->node, to);
+		key_put(m, k);
+	}
+}
+
+struct key *
+key_detach(struct kvfs_mount *m, struct key *k)
+{
+	struct key *heir = NULL;
+
+	if (!k->named)
+		return NULL;
+	key_ref(k);
+	key_unname(m, k);
+	k->cur = NULL;
+	if (!list_empty(&k->writers)) {
+		heir = key_get(m, k->name, k->name_len);
+		if (heir) {
+			if (!heir->ino) {
+				heir->ino = store_new_ino(m->store);
+				heir->created = k->created;
+				heir->created.ino = heir->ino;
+			}
+			writers_rehome(m, k, heir);
+			key_put(m, heir); /* the handles hold it now */
+		} else {
+			diag_warn("out of memory: replacements pending on a deleted key are dropped");
+		}
+	}
+	key_put(m, k);
+	return heir;
+}
+
+struct key *
+key_check_ino(struct kvfs_mount *m, struct key *k, uint64_t ino)
+{
+	if (!k->ino)
+		k->ino = ino;
+	if (k->ino == ino)
+		return k;
+	/* Someone else (a foreign writer, or a race that the store decided) put another key under the name. */
+	struct key *fresh;
+	char *name = k->name;
+	uint32_t len = k->name_len;
+
+	key_detach(m, k);
+	fresh = key_get(m, name, len);
+	key_put(m, k);
+	if (fresh)
+		fresh->ino = ino;
+	return fresh;
+}
+
+bool
+key_has_live_writers(const struct key *k)
+{
+	return !list_empty(&k->writers);
+}
+
+struct handle *
+key_own_writer(struct key *k, pid_t pid)
+{
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (!h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
+}
+
+/* ---- nodes ---- */
+
+struct node *
+node_find(struct kvfs_mount *m, uint64_t nodeid)
+{
+	struct lhash_item *it = lhash_first(&m->nodes, id_hash(nodeid));
+
+	for (; it; it = lhash_next(it)) {
+		struct node *n = container_of(it, struct node, by_id);
+
+		if (n->nodeid == nodeid)
+			return n;
+	}
+	return NULL;
+}
+
+struct node *
+node_new(struct kvfs_mount *m, struct key *k)
+{
+	struct node *n = calloc(1, sizeof *n);
+
+	if (!n)
+		return NULL;
+	do {
+		n->nodeid = k->ino | (uint64_t)(k->incarnation++ & 0x7fffff) << INO_BITS;
+	} while (node_find(m, n->nodeid));
+	n->key = key_ref(k);
+	n->ksize = -1;
+	list_add_tail(&k->nodes, &n->of_key);
+	lhash_insert(&m->nodes, &n->by_id, id_hash(n->nodeid));
+	return n;
+}
+
+void
+node_settle(struct kvfs_mount *m, struct node *n)
+{
+	struct key *k = n->key;
+
+	if (n->opens == 0 && n->snap) {
+		msnap_put(m, n->snap);
+		n->snap = NULL;
+	}
+	if (n->nlookup || n->opens || n->writers || n->reserved || n->claimed)
+		return;
+	list_del(&n->of_key);
+	lhash_remove(&m->nodes, &n->by_id);
+	if (k->cur == n)
+		k->cur = NULL;
+	if (k->edit_node == n)
+		k->edit_node = NULL;
+	free(n);
+	key_put(m, k);
+}
+
+void
+node_forget(struct kvfs_mount *m, struct node *n, uint64_t nlookup)
+{
+	n->nlookup -= nlookup < n->nlookup ? nlookup : n->nlookup;
+	node_settle(m, n);
+}
+
+bool
+node_usable(const struct node *n, uint64_t version)
+{
+	if (n->writers || n->claimed)
+		return false;
+	if (n->key->edit_node)
+		return n == n->key->edit_node;
+	return (n->opens == 0 && n->reserved == 0) || n->version == version;
+}
+
+struct node *
+key_node(struct kvfs_mount *m, struct key *k, uint64_t version)
+{
+	if (k->edit_node)
+		return k->cur = k->edit_node;
+	if (k->cur && node_usable(k->cur, version))
+		return k->cur;
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (node_usable(n, version))
+			return k->cur = n;
+	}
+	struct node *n = node_new(m, k);
+
+	if (n)
+		k->cur = n;
+	return n;
+}
+
+void
+node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struct store_attr *attr)
+{
+	msnap_put(m, n->snap);
+	n->snap = s;
+	n->attr = *attr;
+	n->version = attr->version;
+}
+
+/* ---- turns ---- */
+
+enum rq_result
+turn_share(struct rq *r, struct key *k)
+{
+	if (k->exclusive || k->exclude_waiting)
+		return rq_park(r, &k->turn_waiters);
+	k->sharing++;
+	r->turn = key_ref(k);
+	return RQ_DONE;
+}
+
+void
+turn_end_share(struct rq *r)
+{
+	struct key *k = r->turn;
+
+	if (!k)
+		return;
+	r->turn = NULL;
+	if (--k->sharing == 0)
+		rq_resume_all(&k->turn_waiters);
+	key_put(r->m, k);
+}
+
+enum rq_result
+turn_exclude(struct rq *r, struct key *k, bool *held)
+{
+	if (k->exclusive || k->sharing) {
+		if (r->queued != k) {
+			r->queued = k;
+			k->exclude_waiting++;
+		}
+		return rq_park(r, &k->turn_waiters);
+	}
+	if (r->queued == k) {
+		r->queued = NULL;
+		k->exclude_waiting--;
+	}
+	k->exclusive = true;
+	*held = true;
+	return RQ_DONE;
+}
+
+void
+turn_end_exclude(struct key *k)
+{
+	k->exclusive = false;
+	rq_resume_all(&k->turn_waiters);
+}
+
+/* ---- empty values on their way ---- */
+
+static void
+barrier_passed(struct worker_barrier *b)
+{
+	struct rq *r = container_of(b, struct rq, barrier);
+
+	r->settled = true;
+	rq_run(r);
+}
+
+enum rq_result
+key_settle(struct rq *r, struct key *k, const struct handle *except)
+{
+	bool self = except && except->flushed && !except->written && !except->published && !except->cancelled;
+
+	if (k->candidates > (self ? 1u : 0u) && !r->settled && worker_current()) {
+		r->m->counters.barriers++;
+		r->barrier.fn = barrier_passed;
+		worker_barrier(&r->barrier);
+		return RQ_WAIT;
+	}
+	if (k->closing)
+		return rq_park(r, &k->settle_waiters);
+	return RQ_DONE;
+}
+
+/* ---- moves ---- */
+
+void
+move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer)
+{
+	struct move *mv = malloc(sizeof *mv);
+
+	if (!mv) {
+		n->claimed = false;
+		node_settle(m, n);
+		return;
+	}
+	*mv = (struct move){.tid = tid, .key = key_ref(k), .node = n, .writer = writer, .until = mono_ns() + MOVE_NS};
+	if (writer)
+		n->claimed = true;
+	else
+		n->reserved++;
+	list_add_tail(&m->moves, &mv->link);
+}
+
+struct move *
+move_find(struct kvfs_mount *m, pid_t tid, const struct key *k)
+{
+	for (struct list *l = m->moves.next; l != &m->moves; l = l->next) {
+		struct move *mv = list_entry(l, struct move, link);
+
+		if (mv->tid == tid && mv->key == k)
+			return mv;
+	}
+	return NULL;
+}
+
+void
+move_end(struct kvfs_mount *m, struct move *mv)
+{
+	struct node *n = mv->node;
+
+	list_del(&mv->link);
+	if (mv->writer)
+		n->claimed = false;
+	else
+		n->reserved--;
+	node_settle(m, n);
+	key_put(m, mv->key);
+	free(mv);
+}
+
+void
+move_sweep(struct kvfs_mount *m)
+{
+	if (list_empty(&m->moves))
+		return;
+	int64_t now = mono_ns();
+
+	while (!list_empty(&m->moves)) {
+		struct move *mv = list_entry(m->moves.next, struct move, link);
+
+		if (mv->until > now)
+			return;
+		move_end(m, mv);
+	}
+}

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mount.h - private to src/mount: the state behind a mount, and how a request runs.
+ *
+ * Objects
+ *   key     what a name stands for at present: name, inode number, its nodes, the replacements pending on it, the
+ *           shared draft of edits in place, its locks. Exists while the kernel knows a node of it or a handle needs it.
+ *           A deleted (or expired, or replaced by rename) key lives on nameless until its last handle is closed.
+ *   node    what the kernel knows by a nodeid. A key has one or more: page-cached readers of one version and in-place
+ *           editors share a node; a replacing writer whose node is in use by others gets a fresh one, and so do readers
+ *           whose node is in a writer's hands. All show the key's st_ino. nodeid = ino | incarnation << 40.
+ *   handle  an open file: READ, EDIT, REPL (replacement), DIR, CTL (a file of .kvfs).
+ *   draft   uncommitted content: private to a REPL handle, or shared by a key's EDIT handles.
+ *
+ * Which node a reader or editor may be given (node_usable): one with no pending writer on it, and either nobody has it
+ * open or its content is the wanted version (or the key's live edits).
+ *
+ * Locking: one mutex, m->lock, protects every object here. Never held across a disk wait, fuse_reply_* or a kernel
+ * notification. Store functions are called with it held (they never call back; lock order: m->lock, then the engine's).
+ * Requests that have to wait are parked on a list of the object and resumed through io_post on their own worker.
+ *
+ * A request runs as a `struct rq` with a step function: called with m->lock held, it returns RQ_WAIT (parked, somebody
+ * will resume it) or RQ_DONE (rq->out says what to reply). A step is entered again from the top with rq->state telling
+ * where to go on and rq->err the result of what it waited for.
+ */
+#ifndef KVFS_MOUNT_MOUNT_H
+#define KVFS_MOUNT_MOUNT_H
+
+#include "mount/kvfs_mount.h"
+#include "mount/lhash.h"
+#include "mount/locks.h"
+#include <pthread.h>
+
+#define ROOT_NODEID  UINT64_C(1)
+#define CTL_NODEID   UINT64_C(2)  /* the directory .kvfs */
+#define CTL_FILE_ID  UINT64_C(3)  /* first of its files */
+#define CTL_NAME     ".kvfs"
+#define INO_BITS     40
+#define FOREVER_S    1.0e6         /* cache timeout when nothing limits it, seconds */
+#define MAX_WRITE    (1u << 20)
+
+struct list {
+	struct list *next, *prev;
+};
+
+static inline void list_init(struct list *l) { l->next = l->prev = l; }
+static inline bool list_empty(const struct list *l) { return l->next == l; }
+static inline void
+list_add_tail(struct list *l, struct list *item)
+{
+	item->prev = l->prev;
+	item->next = l;
+	l->prev->next = item;
+	l->prev = item;
+}
+static inline void
+list_del(struct list *item)
+{
+	item->prev->next = item->next;
+	item->next->prev = item->prev;
+	list_init(item);
+}
+#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define list_entry(ptr, type, member) container_of(ptr, type, member)
+
+/* A store snap shared by a node and the reads under way on it. */
+struct msnap {
+	struct store_snap *snap;
+	unsigned refs;
+};
+
+/* Uncommitted content, and the machine that commits it one commit at a time. */
+struct mdraft {
+	struct store_draft *draft; /* NULL while an edit draft is being opened */
+	unsigned refs;
+	uint64_t wgen;      /* grows with every modification */
+	uint64_t cgen;      /* the wgen that the last good commit has taken */
+	bool committing;
+	bool opening;
+	bool stale;         /* edit draft: a replacement was committed over it; its changes are void */
+	struct list waiters; /* rq.link: waiting for the commit (or the opening) under way */
+	/* Times set by utimensat on it since the last write: to be published with it. */
+	bool have_mtime, have_atime;
+	int64_t mtime, atime;
+	int64_t touched;    /* last modification, for stat before the commit */
+};
+
+struct node;
+struct handle;
+struct rq;
+
+struct key {
+	struct lhash_item by_name; /* in m->keys while named */
+	char *name;
+	uint32_t name_len;
+	bool named;          /* false: deleted, replaced or expired; handles may still be open */
+	unsigned refs;       /* nodes, handles, requests */
+	uint64_t ino;
+	uint32_t incarnation; /* of the next node */
+	struct list nodes;    /* node.of_key */
+	struct node *cur;     /* the node that a lookup gives, unless it has become unusable */
+	struct list writers;  /* handle.of_key: REPL handles opened under this name and not yet released */
+	unsigned candidates;  /* REPL handles that were flushed but never written: may be an empty value being closed */
+	unsigned closing;     /* publications at RELEASE under way: opens wait for them */
+	struct node *edit_node; /* the node that EDIT handles use; NULL: nobody edits */
+	unsigned editors;     /* EDIT handles open */
+	struct mdraft *edit;  /* NULL: no uncommitted edits */
+	struct store_attr created; /* attributes of a key that is not in the store yet (pending new key) */
+	uint8_t *created_xattrs;
+	uint32_t created_xattr_size;
+	bool need_sync;       /* something was committed without a flush since the last one */
+	/* Turns: publications and attribute changes share, unlink and rename exclude. */
+	unsigned sharing;
+	unsigned exclude_waiting;
+	bool exclusive;
+	struct list turn_waiters;
+	struct list settle_waiters; /* waiting for closing == 0 */
+	struct lock_table locks;
+};
+
+struct node {
+	struct lhash_item by_id;
+	uint64_t nodeid;
+	struct key *key;
+	struct list of_key;
+	uint64_t nlookup;
+	unsigned opens;    /* READ and EDIT handles that use its pages */
+	unsigned writers;  /* REPL handles */
+	unsigned reserved; /* moved readers and editors that will open it in a moment */
+	bool claimed;      /* made for a writer that will open it in a moment */
+	uint64_t version;  /* of its content while it is open or reserved */
+	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
+	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
+	struct msnap *snap;
+	struct store_attr attr; /* of the snap */
+};
+
+enum handle_kind { H_READ, H_EDIT, H_REPL, H_DIR, H_CTL };
+
+struct handle {
+	enum handle_kind kind;
+	struct list all;       /* in m->handles */
+	struct key *key;
+	struct node *node;
+	struct list of_key;    /* REPL: in key->writers */
+	bool direct;           /* READ: bypasses the page cache, reads `snap` */
+	struct msnap *snap;    /* READ direct: pinned; others use node->snap */
+	bool append, excl, sync_writes, took_locks;
+	pid_t opener;          /* thread id; 0: another pid namespace */
+	/* REPL */
+	struct mdraft *draft;
+	bool flushed, written, published, cancelled;
+	bool set_expiry;
+	int64_t expires;
+	/* CTL */
+	char *text;
+	size_t text_len;
+};
+
+/* An OPEN that was answered ESTALE: the same thread's LOOKUPs of that name lead to `node`. */
+struct move {
+	struct list link;
+	pid_t tid;
+	struct key *key;
+	struct node *node;
+	bool writer;
+	int64_t until; /* monotonic ns */
+};
+
+enum rq_result { RQ_WAIT, RQ_DONE };
+enum reply_kind { REPLY_ERR, REPLY_NONE, REPLY_ENTRY, REPLY_CREATE, REPLY_ATTR, REPLY_OPEN, REPLY_WRITE, REPLY_BUF,
+		  REPLY_XATTR, REPLY_STATFS, REPLY_LOCK };
+
+/* One request on its way. Owned by the worker that got it; other threads only resume it (rq_resume). */
+struct rq {
+	struct kvfs_mount *m;
+	fuse_req_t req; /* NULL: not from the kernel (work of our own) */
+	enum rq_result (*step)(struct rq *r);
+	int state;
+	int err;
+	struct io *io;
+	struct store_req sr;
+	struct io_msg msg;
+	struct list link;  /* on a waiting list */
+	struct worker_barrier barrier;
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	/* arguments and local state of the step functions */
+	struct key *key, *key2;
+	struct node *node;
+	struct handle *h;
+	struct mdraft *draft;
+	struct msnap *snap;
+	struct fuse_file_info fi;
+	char *name, *name2; /* one allocation each; NUL-terminated */
+	uint32_t name_len, name2_len;
+	uint64_t nodeid, off, size, version, wgen;
+	unsigned flags, to_set;
+	struct stat st;
+	mode_t mode;
+	struct key *turn;  /* the key on which a shared turn is held */
+	struct key *queued;/* counted in its exclude_waiting */
+	unsigned tries;
+	enum store_sync sync;
+	bool exclusive, exclusive2, flag, flag2, settled;
+	size_t got;
+	void *buf;
+	size_t buf_size;
+	struct store_attr attr;
+	struct store_commit commit;
+	struct store_rename rename;
+	struct store_snap *raw_snap;
+	uint8_t *xattrs; /* STORE_XATTR_MAX bytes when allocated */
+	uint32_t xattr_size;
+	struct lock_waiter lock;
+	bool locked_wait, interrupted;
+	enum rq_result (*then)(struct rq *r); /* commit machine: where it goes on */
+	int64_t now;
+	/* the reply */
+	struct {
+		enum reply_kind kind;
+		struct fuse_entry_param entry;
+		struct statvfs vfs;
+		struct flock lk;
+		size_t size;
+	} out;
+};
+
+struct mount_counters {
+	uint64_t moves_writer, moves_reader, move_fallbacks, barriers, killed, cancelled, notified;
+};
+
+struct kvfs_mount {
+	pthread_mutex_t lock;
+	struct store *store;
+	struct mount_config cfg;
+	struct session *session;
+	struct fuse_session *fuse;
+	struct lhash keys;  /* by name */
+	struct lhash nodes; /* by nodeid */
+	struct list moves;
+	struct list handles;
+	struct list lock_waiters;
+	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
+	bool root_stored;
+	int64_t root_changed;
+	uint64_t lease_ns;  /* the smallest lease the engine has given */
+	struct notifier *notifier;
+	struct mount_counters counters;
+	uint64_t nhandles;
+	int64_t started;
+};
+
+/* ---- rq.c ---- */
+
+/** The mount behind a FUSE request. */
+struct kvfs_mount *rq_mount(fuse_req_t req);
+/** New request context with io and caller filled. NULL: -ENOMEM was replied. */
+struct rq *rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r));
+/** A request of our own, on the current worker's io (or `io`). */
+struct rq *rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r));
+/** Run it until it waits or has ended; on the owner's thread, m->lock not held. */
+void rq_run(struct rq *r);
+/** End with an error (0 or -errno) or another reply; for use as `return rq_err(r, e)`. */
+enum rq_result rq_err(struct rq *r, int err);
+/** Park on a waiting list of some object. */
+enum rq_result rq_park(struct rq *r, struct list *on);
+/** Resume a parked request on its own worker (m->lock held, any thread). */
+void rq_resume(struct rq *r);
+void rq_resume_all(struct list *waiters);
+/** Prepare r->sr for a store call that continues in `state`. */
+struct store_req *rq_store(struct rq *r, int state);
+/** Copy a name into the request. 0, -ENAMETOOLONG, -ENOMEM. */
+int rq_set_name(struct rq *r, const char *name);
+int rq_set_name2(struct rq *r, const char *name);
+int64_t now_ns(void);
+int64_t mono_ns(void);
+
+/* ---- key.c: keys, nodes, turns, moves (m->lock held) ---- */
+
+struct key *key_find(struct kvfs_mount *m, const char *name, uint32_t len);
+/** Find or create; gives a reference. NULL: no memory. */
+struct key *key_get(struct kvfs_mount *m, const char *name, uint32_t len);
+struct key *key_ref(struct key *k);
+void key_put(struct kvfs_mount *m, struct key *k);
+struct store_key key_name(const struct key *k);
+/** The key lost its name; pending replacements of others move on to a new key of that name, which is returned (or NULL). */
+struct key *key_detach(struct kvfs_mount *m, struct key *k);
+/** Give a (nameless) key a new name. 0 or -ENOMEM. */
+int key_rename(struct kvfs_mount *m, struct key *k, const char *name, uint32_t len);
+/** The store says the name now has inode `ino`: a key object of another ino is detached. Returns the key to use (ref moves). */
+struct key *key_check_ino(struct kvfs_mount *m, struct key *k, uint64_t ino);
+
+struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
+struct node *node_new(struct kvfs_mount *m, struct key *k);
+/** Free the node if nothing needs it any more. */
+void node_settle(struct kvfs_mount *m, struct node *n);
+void node_forget(struct kvfs_mount *m, struct node *n, uint64_t nlookup);
+/** May readers/editors that want `version` use the pages of n? */
+bool node_usable(const struct node *n, uint64_t version);
+/** The node for readers and editors of `version`; creates one if need be and makes it k->cur. NULL: no memory. */
+struct node *key_node(struct kvfs_mount *m, struct key *k, uint64_t version);
+void node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struct store_attr *attr);
+
+struct msnap *msnap_new(struct store_snap *snap);
+struct msnap *msnap_ref(struct msnap *s);
+void msnap_put(struct kvfs_mount *m, struct msnap *s);
+struct mdraft *mdraft_new(void);
+struct mdraft *mdraft_ref(struct mdraft *d);
+void mdraft_put(struct kvfs_mount *m, struct mdraft *d);
+
+/** Take a turn; RQ_WAIT: parked, the step is entered again in the same state. Call again until RQ_DONE. */
+enum rq_result turn_share(struct rq *r, struct key *k);
+enum rq_result turn_exclude(struct rq *r, struct key *k, bool *held); /* sets *held */
+void turn_end_share(struct rq *r);
+void turn_end_exclude(struct key *k);
+
+void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
+struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
+void move_end(struct kvfs_mount *m, struct move *mv);
+void move_sweep(struct kvfs_mount *m);
+
+/** An intended empty value may be on its way (a RELEASE not yet seen, or its publication): wait. As turn_share. */
+enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *except);
+/** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */
+struct handle *key_own_writer(struct key *k, pid_t pid);
+bool key_has_live_writers(const struct key *k);
+
+/* ---- proc.c: what /proc tells of a caller ---- */
+
+/** Do both thread ids belong to one process? `gone`: the opener exists no more. */
+bool proc_same(pid_t opener, pid_t pid, bool *gone);
+/** Is the thread dying from a signal? */
+bool proc_killed(pid_t tid);
+
+/* ---- attr.c ---- */
+
+void attr_to_stat(const struct kvfs_mount *m, const struct store_attr *a, struct stat *st);
+/** Seconds for which the kernel may cache something about a key with attributes a. */
+double attr_timeout(struct kvfs_mount *m, const struct key *k, const struct store_attr *a);
+/** Overlay what open edits have changed. */
+void attr_overlay(struct kvfs_mount *m, const struct key *k, const struct node *n, struct store_attr *a);
+/** Fill r->out.entry for node n (counts the lookup) with attributes a. */
+void entry_fill(struct rq *r, struct node *n, const struct store_attr *a, bool uncached);
+void attr_ctl_dir(const struct kvfs_mount *m, struct stat *st);
+void attr_defaults(const struct rq *r, struct store_attr *a, mode_t mode);
+
+/* ---- commit.c: publication ---- */
+
+/** Publish a REPL handle's draft (r->h); r->then runs (m->lock held) with r->err. `sync` as in store_commit. */
+enum rq_result publish_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
+/** Make the key's edits durable (r->key); r->then runs with r->err. */
+enum rq_result edit_commit_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
+/** Publish at RELEASE without a caller; takes over the handle. */
+void publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io);
+/** Modify the attributes of a committed key: r->commit is set up, state machine as above. */
+enum rq_result meta_commit_start(struct rq *r, enum rq_result (*then)(struct rq *r));
+void handle_free(struct kvfs_mount *m, struct handle *h);
+/** The key's edit draft for a modification by r; RQ_WAIT while it is being opened. r->err on failure. */
+enum rq_result edit_draft_get(struct rq *r, struct key *k);
+
+/* ---- notify.c: the thread that tells the kernel ---- */
+
+int notifier_start(struct kvfs_mount *m);
+void notifier_stop(struct kvfs_mount *m);
+/** Queue; `wake` (may be NULL) is resumed when it has been done. m->lock held. */
+void notify_inval_node(struct kvfs_mount *m, uint64_t nodeid, bool data, struct rq *wake);
+void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake);
+void notify_delete(struct kvfs_mount *m, uint64_t nodeid, const char *name, uint32_t len);
+/** The key's TTL has ended: forget it here and in the kernel, unless it has been put again. */
+void notify_expired(struct kvfs_mount *m, const char *name, uint32_t len, uint64_t ino);
+
+/* ---- ctl.c: the files of .kvfs ---- */
+
+/** nodeid of a control file, 0: no such name. */
+uint64_t ctl_lookup(const char *name);
+bool ctl_is(uint64_t nodeid);
+void ctl_stat(const struct kvfs_mount *m, uint64_t nodeid, struct stat *st);
+/** Render the file's text. Return: malloc'ed text, NULL: no memory. */
+char *ctl_render(struct kvfs_mount *m, uint64_t nodeid, size_t *len);
+/** i-th file's name, NULL past the end. */
+const char *ctl_name(unsigned i, uint64_t *nodeid);
+
+/* ---- xattr.c ---- */
+
+#define XATTR_IF_VERSION "user.kvfs.if-version"
+
+/* ---- operations, by file ---- */
+
+void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
+void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
+void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void op_statfs(fuse_req_t req, fuse_ino_t ino);
+void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
+void op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
+void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi);
+void op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+	       unsigned int flags);
+void op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name);
+void op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname);
+void op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value, size_t size, int flags);
+void op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size);
+void op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size);
+void op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name);
+void op_getlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock);
+void op_setlk(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct flock *lock, int sleep);
+void op_flock(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, int op);
+
+#endif

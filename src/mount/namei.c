@@ -1,0 +1,502 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * namei.c - UNLINK, RENAME, and what a flat directory refuses.
+ *
+ * Both take the key's turn for themselves: no publication of it is under way meanwhile. The kernel holds the directory's
+ * lock over each, so there is one of them at a time. A replacement that is pending on the name outlives them, unless it is
+ * the caller's own: unlink cancels that, rename takes it along.
+ */
+#include "mount/mount.h"
+#include "base/units.h"
+#include "base/xblob.h"
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <linux/fs.h>
+
+static enum store_sync
+names_sync(const struct kvfs_mount *m)
+{
+	return m->cfg.names_ordered ? STORE_SYNC_WRITTEN : STORE_SYNC_MODE;
+}
+
+static bool
+name_refused(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	int e = 0;
+
+	if (parent != ROOT_NODEID || strcmp(name, CTL_NAME) == 0)
+		e = EPERM;
+	else if (strlen(name) > STORE_KEY_MAX)
+		e = ENAMETOOLONG;
+	if (e)
+		fuse_reply_err(req, e);
+	return e != 0;
+}
+
+/* ---- UNLINK ---- */
+
+/* Cancel the caller's own pending replacements. Return: how many. */
+static unsigned
+cancel_own(struct key *k, pid_t pid)
+{
+	unsigned n = 0;
+
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (h->cancelled || !proc_same(h->opener, pid, &gone))
+			continue;
+		if (h->flushed && !h->written && !h->published)
+			k->candidates--;
+		h->cancelled = true;
+		n++;
+	}
+	return n;
+}
+
+static enum rq_result
+unlink_end(struct rq *r, int err)
+{
+	if (r->exclusive)
+		turn_end_exclude(r->key);
+	return rq_err(r, err);
+}
+
+/* The nodes of a deleted key that are still open go on with what they show. */
+static void
+unlinked(struct kvfs_mount *m, struct key *k)
+{
+	m->root_changed = now_ns();
+	key_detach(m, k);
+}
+
+static enum rq_result
+unlink_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k;
+	struct store_key name = {.data = r->name, .len = r->name_len};
+
+	switch (r->state) {
+	case 0:
+		if (!r->key)
+			r->key = key_get(m, r->name, r->name_len);
+		k = r->key;
+		if (!k)
+			return rq_err(r, -ENOMEM);
+		if (!r->exclusive && key_settle(r, k, NULL) == RQ_WAIT)
+			return RQ_WAIT;
+		if (turn_exclude(r, k, &r->exclusive) == RQ_WAIT)
+			return RQ_WAIT;
+		r->size = cancel_own(k, r->pid);
+		/* Attributes for the replacement that may create the key again. */
+		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 1:
+		k = r->key;
+		if (r->err == -ENOENT)
+			return unlink_end(r, r->size ? 0 : -ENOENT);
+		if (r->err == 0) {
+			k->ino = k->ino ? k->ino : r->attr.ino;
+			k->created = r->attr;
+		}
+		/* fallthrough */
+	case 3:
+		r->err = store_remove(m->store, &name, 0, names_sync(m), rq_store(r, 2));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err == STORE_UNCERTAIN && ++r->tries < 20) {
+			r->state = 3;
+			return unlink_step(r);
+		}
+		if (r->err == -ENOENT && r->tries)
+			r->err = 0; /* the uncertain one did it */
+		if (r->err == 0)
+			unlinked(m, r->key);
+		return unlink_end(r, r->err == STORE_UNCERTAIN ? -EIO : r->err);
+	}
+}
+
+void
+op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct rq *r;
+
+	if (name_refused(req, parent, name))
+		return;
+	r = rq_new(req, unlink_step);
+	if (!r)
+		return;
+	if (rq_set_name(r, name) < 0) {
+		free(r);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	rq_run(r);
+}
+
+/* ---- RENAME ---- */
+
+static enum rq_result
+rename_end(struct rq *r, int err)
+{
+	if (r->exclusive)
+		turn_end_exclude(r->key);
+	if (r->exclusive2)
+		turn_end_exclude(r->key2);
+	return rq_err(r, err);
+}
+
+/* One pending replacement, with the node that it alone uses, goes over to another key. */
+static void
+writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
+{
+	struct key *from = h->key;
+	bool candidate = h->flushed && !h->written && !h->published && !h->cancelled;
+
+	list_del(&h->of_key);
+	list_add_tail(&to->writers, &h->of_key);
+	from->candidates -= candidate;
+	to->candidates += candidate;
+	h->key = key_ref(to);
+	h->excl = false; /* its name has been somebody's meanwhile */
+	if (h->node->opens == 0 && h->node->key == from) {
+		list_del(&h->node->of_key);
+		list_add_tail(&to->nodes, &h->node->of_key);
+		if (from->cur == h->node)
+			from->cur = NULL;
+		h->node->key = key_ref(to);
+		key_put(m, from);
+	}
+	key_put(m, from);
+}
+
+/* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */
+static void
+move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t others_than, unsigned n)
+{
+	for (struct list *l = from->writers.next, *next; n && l != &from->writers; l = next, n--) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		next = l->next;
+		if (!others_than || !proc_same(h->opener, others_than, &gone))
+			writer_move(m, h, to);
+	}
+}
+
+static unsigned
+count_writers(const struct key *k)
+{
+	unsigned n = 0;
+
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next)
+		n++;
+	return n;
+}
+
+static int
+swap_names(struct kvfs_mount *m, struct key *a, struct key *b)
+{
+	char *an = strdup(a->name), *bn = strdup(b->name);
+	int e = an && bn ? 0 : -ENOMEM;
+
+	if (!e)
+		e = key_rename(m, a, bn, (uint32_t)strlen(bn));
+	if (!e)
+		e = key_rename(m, b, an, (uint32_t)strlen(an));
+	free(an);
+	free(bn);
+	if (!e) { /* what is pending stays with the name */
+		unsigned na = count_writers(a);
+
+		move_writers(m, b, a, 0, UINT_MAX);
+		move_writers(m, a, b, 0, na);
+	}
+	return e;
+}
+
+/*
+ * The store has done it: bring names and keys in line. Pending replacements stay with the name they were opened under
+ * (the kept key objects carry identity, so they move between objects), except the renamer's own.
+ */
+static int
+renamed(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *a = r->key, *b = r->key2;
+	int e;
+
+	m->root_changed = now_ns();
+	if (r->flags & RENAME_EXCHANGE)
+		return swap_names(m, a, b);
+	key_ref(a);
+	key_ref(b);
+	/* Others' replacements of the target name now pend on `a`, which takes that name. */
+	bool had_writers = !list_empty(&a->writers);
+
+	move_writers(m, b, a, 0, UINT_MAX);
+	b->created = a->created;
+	key_detach(m, b);
+	e = key_rename(m, a, r->name2, r->name2_len);
+	if (!e && had_writers) {
+		/* Those of other processes stay with the old name. */
+		struct key *old = key_get(m, r->name, r->name_len);
+
+		if (old) {
+			if (!old->ino)
+				old->ino = store_new_ino(m->store);
+			old->created = a->created;
+			old->created.ino = old->ino;
+			move_writers(m, a, old, r->pid, UINT_MAX);
+			key_put(m, old);
+		}
+	}
+	key_put(m, b);
+	key_put(m, a);
+	return e;
+}
+
+static enum rq_result
+rename_marker_gone(struct rq *r)
+{
+	(void)r;
+	return rename_end(r, 0); /* the rename itself has happened; a marker left behind is reported by nobody */
+}
+
+/* Take the marker user.kvfs.if-version off the renamed key: it has done its work. */
+static enum rq_result
+rename_clear_marker(struct rq *r)
+{
+	struct key *k = r->key;
+	uint32_t size = r->xattr_size;
+
+	if (xblob_set(r->xattrs, &size, STORE_XATTR_MAX, XATTR_IF_VERSION, strlen(XATTR_IF_VERSION), NULL, 0, 0) < 0)
+		return rename_end(r, 0);
+	r->xattr_size = size;
+	r->commit = (struct store_commit){
+		.set = STORE_SET_XATTRS | STORE_SET_CTIME,
+		.attr = r->rename.to_out,
+		.xattrs = r->xattrs,
+		.xattr_size = size,
+		.sync = STORE_SYNC_WRITTEN,
+	};
+	/* The turn is ours already: let the attribute change have it. */
+	turn_end_exclude(k);
+	r->exclusive = false;
+	return meta_commit_start(r, rename_marker_gone);
+}
+
+static enum rq_result
+rename_done(struct rq *r)
+{
+	int e;
+
+	if (r->err == STORE_UNCERTAIN)
+		return rename_end(r, -EIO);
+	if (r->err)
+		return rename_end(r, r->err);
+	e = renamed(r);
+	if (!e && r->rename.cond == STORE_COND_VERSION)
+		return rename_clear_marker(r);
+	return rename_end(r, e);
+}
+
+static enum rq_result
+rename_submit(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	r->rename = (struct store_rename){
+		.from = {.data = r->name, .len = r->name_len},
+		.to = {.data = r->name2, .len = r->name2_len},
+		.flags = (r->flags & RENAME_NOREPLACE ? STORE_RENAME_NOREPLACE : 0) |
+			 (r->flags & RENAME_EXCHANGE ? STORE_RENAME_EXCHANGE : 0),
+		.cond = r->flag ? STORE_COND_VERSION : STORE_COND_NONE,
+		.cond_version = r->version,
+		.sync = names_sync(m),
+	};
+	r->err = store_rename(m->store, &r->rename, rq_store(r, 4));
+	return r->err == STORE_PENDING ? RQ_WAIT : RQ_DONE;
+}
+
+/* Read the marker that makes the rename a compare-and-swap. 0 or -errno. */
+static int
+rename_marker(struct rq *r)
+{
+	const void *val;
+	uint32_t len;
+	char num[24];
+
+	if (xblob_get(r->xattrs, r->xattr_size, XATTR_IF_VERSION, strlen(XATTR_IF_VERSION), &val, &len) < 0)
+		return 0;
+	if (len >= sizeof num)
+		return -EINVAL;
+	memcpy(num, val, len);
+	num[len] = 0;
+	r->flag = true;
+	return units_parse_u64(num, len, &r->version);
+}
+
+static enum rq_result rename_step(struct rq *r);
+
+/* The caller's own unpublished value is published under the old name first; it then moves like any other. */
+static enum rq_result
+rename_published(struct rq *r)
+{
+	if (r->err)
+		return rename_end(r, r->err);
+	r->h = NULL;
+	r->state = 0;
+	r->step = rename_step;
+	return rename_step(r);
+}
+
+static struct handle *
+own_unpublished(struct key *k, pid_t pid)
+{
+	struct handle *h = key_own_writer(k, pid);
+
+	return h && (!h->published || h->draft->cgen != h->draft->wgen) ? h : NULL;
+}
+
+static enum rq_result
+rename_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct store_key from = {.data = r->name, .len = r->name_len};
+
+	switch (r->state) {
+	case 0:
+		if (!r->key)
+			r->key = key_get(m, r->name, r->name_len);
+		if (!r->key2)
+			r->key2 = key_get(m, r->name2, r->name2_len);
+		if (!r->key || !r->key2)
+			return rename_end(r, -ENOMEM);
+		r->h = own_unpublished(r->key, r->pid);
+		if (r->h)
+			return publish_start(r, STORE_SYNC_WRITTEN, rename_published);
+		if (key_settle(r, r->key, NULL) == RQ_WAIT)
+			return RQ_WAIT;
+		if (key_settle(r, r->key2, NULL) == RQ_WAIT)
+			return RQ_WAIT;
+		r->state = 1;
+		/* fallthrough */
+	case 1:
+		if (!r->exclusive && turn_exclude(r, r->key, &r->exclusive) == RQ_WAIT)
+			return RQ_WAIT;
+		if (!r->exclusive2 && r->key2 != r->key && turn_exclude(r, r->key2, &r->exclusive2) == RQ_WAIT)
+			return RQ_WAIT;
+		r->err = store_stat(m->store, &from, &r->attr, rq_store(r, 2));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 2:
+		if (r->err)
+			return rename_end(r, r->err);
+		r->key->ino = r->attr.ino;
+		if (r->attr.xattr_size == 0 || (r->flags & RENAME_EXCHANGE)) {
+			r->xattr_size = 0;
+			r->err = 0;
+		} else {
+			r->xattrs = malloc(STORE_XATTR_MAX);
+			if (!r->xattrs)
+				return rename_end(r, -ENOMEM);
+			r->err = store_xattrs(m->store, &from, r->xattrs, STORE_XATTR_MAX, &r->xattr_size, rq_store(r, 3));
+			if (r->err == STORE_PENDING)
+				return RQ_WAIT;
+		}
+		/* fallthrough */
+	case 3:
+		if (!r->err && r->xattr_size)
+			r->err = rename_marker(r);
+		if (r->err)
+			return rename_end(r, r->err);
+		/* fallthrough */
+	case 5:
+		if (rename_submit(r) == RQ_WAIT)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err == STORE_UNCERTAIN && ++r->tries < 20) {
+			r->state = 5;
+			return rename_step(r);
+		}
+		if (r->err == -ENOENT && r->tries) { /* did an uncertain one happen? */
+			r->err = 0;
+			r->rename.to_out = r->attr;
+		}
+		return rename_done(r);
+	}
+}
+
+void
+op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent, const char *newname,
+	  unsigned int flags)
+{
+	struct rq *r;
+
+	if (name_refused(req, parent, name) || name_refused(req, newparent, newname))
+		return;
+	if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE)) {
+		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	r = rq_new(req, rename_step);
+	if (!r)
+		return;
+	if (rq_set_name(r, name) < 0 || rq_set_name2(r, newname) < 0) {
+		free(r->name);
+		free(r);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	r->flags = flags;
+	rq_run(r);
+}
+
+/* ---- what a flat directory of values does not have ---- */
+
+void
+op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	(void)parent;
+	(void)name;
+	(void)mode;
+	fuse_reply_err(req, EPERM);
+}
+
+void
+op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	(void)parent;
+	(void)name;
+	fuse_reply_err(req, EPERM);
+}
+
+void
+op_symlink(fuse_req_t req, const char *link, fuse_ino_t parent, const char *name)
+{
+	(void)link;
+	(void)parent;
+	(void)name;
+	fuse_reply_err(req, EPERM);
+}
+
+void
+op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
+{
+	(void)ino;
+	(void)newparent;
+	(void)newname;
+	fuse_reply_err(req, EPERM);
+}

@@ -1,0 +1,735 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * open.c - OPEN, CREATE, MKNOD, RELEASE: which node and which caching an open gets.
+ *
+ *   who                      node free of others        node in use in a way that does not fit
+ *   reader                   page-cached (keep_cache    sent on (ESTALE): its LOOKUPs give key_node(); the second time,
+ *                            if its pages are of this   if that is spoilt again, direct_io on a pinned snap
+ *                            version)
+ *   editor                   page-cached, becomes the   likewise; the second time direct_io on the live edits
+ *                            key's edit node
+ *   replacing writer         direct_io on it (kernel    sent on to a fresh private node
+ *                            cuts its size to 0)
+ *
+ * "In use in a way that does not fit": a pending writer on the node; readers of another version; for readers also a
+ * kernel-side i_size that is not the value's (sendfile and mmap would see it): the LOOKUP after ESTALE mends that.
+ */
+#include "mount/mount.h"
+#include "mount/lockops.h"
+#include "base/diag.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static enum handle_kind
+kind_of(int flags, bool create)
+{
+	int acc = flags & O_ACCMODE;
+
+	if (acc != O_RDONLY && (flags & O_TRUNC))
+		return H_REPL;
+	if (create && acc == O_WRONLY && (flags & O_EXCL))
+		return H_REPL;
+	if (acc != O_RDONLY)
+		return H_EDIT;
+	return H_READ;
+}
+
+static struct handle *
+handle_new(struct rq *r, enum handle_kind kind, struct key *k, struct node *n)
+{
+	struct handle *h = calloc(1, sizeof *h);
+
+	if (!h)
+		return NULL;
+	h->kind = kind;
+	h->key = k ? key_ref(k) : NULL;
+	h->node = n;
+	h->opener = r->pid;
+	h->append = (r->fi.flags & O_APPEND) != 0;
+	h->excl = (r->fi.flags & O_EXCL) != 0;
+	h->sync_writes = (r->fi.flags & (O_SYNC | O_DSYNC)) != 0;
+	list_init(&h->of_key);
+	list_add_tail(&r->m->handles, &h->all);
+	r->m->nhandles++;
+	r->fi.fh = (uint64_t)(uintptr_t)h;
+	return h;
+}
+
+static enum rq_result
+open_reply(struct rq *r, struct handle *h, bool keep_cache)
+{
+	r->h = h;
+	r->fi.direct_io = h->direct || h->kind == H_REPL || h->kind == H_CTL;
+	r->fi.keep_cache = keep_cache;
+	r->fi.noflush = h->kind == H_READ || h->kind == H_CTL;
+	r->out.kind = REPLY_OPEN;
+	return RQ_DONE;
+}
+
+/* ---- writers ---- */
+
+/* A REPL handle on n. 0 or -errno. */
+static int
+writer_open(struct rq *r, struct key *k, struct node *n, struct handle **out)
+{
+	struct kvfs_mount *m = r->m;
+	struct mdraft *d = mdraft_new();
+
+	if (!d)
+		return -ENOMEM;
+	int e = store_draft_new(m->store, NULL, &d->draft);
+	struct handle *h = e ? NULL : handle_new(r, H_REPL, k, n);
+
+	if (!h) {
+		mdraft_put(m, d);
+		return e ? e : -ENOMEM;
+	}
+	h->draft = d;
+	h->direct = true;
+	list_add_tail(&k->writers, &h->of_key);
+	n->writers++;
+	n->pages = 0;
+	n->ksize = 0;
+	*out = h;
+	return 0;
+}
+
+static enum rq_result
+open_writer(struct rq *r, struct node *n)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = n->key;
+	struct move *mv;
+	struct handle *h;
+
+	if (!k->named)
+		return rq_err(r, -ESTALE);
+	if (k->candidates && key_settle(r, k, NULL) == RQ_WAIT)
+		return RQ_WAIT;
+	if (k->closing)
+		return rq_park(r, &k->settle_waiters);
+	mv = move_find(m, r->pid, k);
+	if (mv && mv->node == n) {
+		n->writers++; /* keeps it while the move ends */
+		move_end(m, mv);
+		n->writers--;
+	} else if (n->opens || n->reserved || n->claimed) {
+		if (mv)
+			move_end(m, mv);
+		struct node *w = node_new(m, k);
+
+		if (!w)
+			return rq_err(r, -ENOMEM);
+		m->counters.moves_writer++;
+		move_add(m, r->pid, k, w, true);
+		return rq_err(r, -ESTALE);
+	}
+	k->created.ino = k->ino;
+	if (!k->created.mode && !k->created.mtime)
+		attr_defaults(r, &k->created, 0644);
+	int e = writer_open(r, k, n, &h);
+
+	return e ? rq_err(r, e) : open_reply(r, h, false);
+}
+
+/* ---- readers and editors ---- */
+
+static enum rq_result
+open_granted(struct rq *r, struct node *n, bool edit)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = n->key;
+	bool live = k->edit_node == n && k->editors;
+	bool keep = live || (n->pages && n->pages == r->attr.version);
+	struct handle *h = handle_new(r, edit ? H_EDIT : H_READ, k, n);
+
+	if (!h) {
+		store_snap_close(m->store, r->raw_snap);
+		return rq_err(r, -ENOMEM);
+	}
+	n->opens++;
+	if (edit) {
+		k->editors++;
+		k->edit_node = n;
+		k->cur = n;
+	}
+	if (n->snap && (live || n->version == r->attr.version)) {
+		store_snap_close(m->store, r->raw_snap);
+	} else {
+		struct msnap *s = msnap_new(r->raw_snap);
+
+		if (!s) {
+			store_snap_close(m->store, r->raw_snap);
+			handle_free(m, h);
+			return rq_err(r, -ENOMEM);
+		}
+		node_set_snap(m, n, s, &r->attr);
+		n->pages = r->attr.version;
+	}
+	r->raw_snap = NULL;
+	return open_reply(r, h, keep);
+}
+
+/* Neither this node nor another try: around the page cache. */
+static enum rq_result
+open_direct(struct rq *r, struct node *n, bool edit)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = n->key;
+	struct msnap *s = msnap_new(r->raw_snap);
+	struct handle *h = s ? handle_new(r, edit ? H_EDIT : H_READ, k, n) : NULL;
+
+	if (!h) {
+		store_snap_close(m->store, r->raw_snap);
+		free(s);
+		return rq_err(r, -ENOMEM);
+	}
+	m->counters.move_fallbacks++;
+	h->direct = true;
+	if (edit) {
+		k->editors++;
+		struct node *x = key_node(m, k, r->attr.version);
+
+		if (x && !k->edit_node) {
+			k->edit_node = x;
+			if (!x->snap)
+				node_set_snap(m, x, msnap_ref(s), &r->attr);
+		}
+		msnap_put(m, s);
+	} else {
+		h->snap = s;
+	}
+	r->raw_snap = NULL;
+	return open_reply(r, h, false);
+}
+
+static enum rq_result
+open_committed(struct rq *r, struct node *n, bool edit)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = n->key;
+	struct move *mv = move_find(m, r->pid, k);
+	bool second = mv != NULL;
+	bool live = k->edit_node == n && k->editors;
+	bool fits;
+
+	if (mv && mv->node == n && n->opens == 0 && n->reserved == 1)
+		n->version = r->attr.version; /* nobody else counts on it */
+	fits = node_usable(n, r->attr.version) && (live || n->ksize == (int64_t)r->attr.size);
+	if (fits) {
+		n->opens++; /* keeps it while the move ends */
+		if (mv)
+			move_end(m, mv);
+		n->opens--;
+		return open_granted(r, n, edit);
+	}
+	if (second) {
+		move_end(m, mv);
+		return open_direct(r, n, edit);
+	}
+	struct node *to = key_node(m, k, r->attr.version);
+
+	store_snap_close(m->store, r->raw_snap);
+	r->raw_snap = NULL;
+	if (!to)
+		return rq_err(r, -ENOMEM);
+	if (to->opens == 0)
+		to->version = r->attr.version;
+	m->counters.moves_reader++;
+	move_add(m, r->pid, k, to, false);
+	return rq_err(r, -ESTALE);
+}
+
+/* The key lost its name: only what is open already can be opened again (through /proc/self/fd). */
+static enum rq_result
+open_unnamed(struct rq *r, struct node *n, bool edit)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = n->key;
+
+	if (!n->opens || !n->snap)
+		return rq_err(r, -ESTALE);
+	struct handle *h = handle_new(r, edit ? H_EDIT : H_READ, k, n);
+
+	(void)m;
+	if (!h)
+		return rq_err(r, -ENOMEM);
+	n->opens++;
+	if (edit) {
+		k->editors++;
+		k->edit_node = n;
+	}
+	return open_reply(r, h, true);
+}
+
+static enum rq_result
+open_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct node *n = node_find(m, r->nodeid);
+	enum handle_kind kind = kind_of(r->fi.flags, false);
+
+	if (!n)
+		return rq_err(r, -ESTALE);
+	struct key *k = n->key;
+	struct store_key name = key_name(k);
+
+	if (kind == H_REPL)
+		return open_writer(r, n);
+	switch (r->state) {
+	case 0:
+		move_sweep(m);
+		if (!k->named)
+			return open_unnamed(r, n, kind == H_EDIT);
+		if (key_settle(r, k, NULL) == RQ_WAIT)
+			return RQ_WAIT;
+		r->raw_snap = NULL;
+		r->attr.lease_ns = STORE_LEASE_FOREVER;
+		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
+			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
+
+			return rq_err(r, own ? -EBUSY : -ENOENT);
+		}
+		if (r->err)
+			return rq_err(r, r->err);
+		if (!k->named || k->ino != r->attr.ino) {
+			store_snap_close(m->store, r->raw_snap);
+			return rq_err(r, -ESTALE);
+		}
+		return open_committed(r, n, kind == H_EDIT);
+	}
+}
+
+static enum rq_result
+open_ctl(struct rq *r)
+{
+	struct handle *h;
+
+	if ((r->fi.flags & O_ACCMODE) != O_RDONLY)
+		return rq_err(r, -EACCES);
+	h = handle_new(r, H_CTL, NULL, NULL);
+	if (!h)
+		return rq_err(r, -ENOMEM);
+	h->text = ctl_render(r->m, r->nodeid, &h->text_len);
+	if (!h->text) {
+		handle_free(r->m, h);
+		return rq_err(r, -ENOMEM);
+	}
+	return open_reply(r, h, false);
+}
+
+void
+op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct rq *r;
+
+	if ((fi->flags & O_ACCMODE) == O_RDONLY && (fi->flags & O_TRUNC) && !ctl_is(ino)) {
+		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->fi = *fi;
+	rq_run(r);
+}
+
+/* ---- CREATE and MKNOD ---- */
+
+static enum rq_result
+created_reply(struct rq *r, struct handle *h, struct node *n, const struct store_attr *a, bool uncached)
+{
+	entry_fill(r, n, a, uncached);
+	if (h) {
+		open_reply(r, h, false);
+		r->out.kind = REPLY_CREATE;
+	} else {
+		r->out.kind = REPLY_ENTRY;
+	}
+	return RQ_DONE;
+}
+
+static enum rq_result
+create_writer(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h;
+	struct node *n;
+	bool exists = r->err == 0;
+
+	if (r->fi.flags & O_EXCL) {
+		if (exists)
+			return rq_err(r, -EEXIST);
+		for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+			struct handle *o = list_entry(l, struct handle, of_key);
+
+			if (o->excl && !o->cancelled)
+				return rq_err(r, -EEXIST);
+		}
+	}
+	if (exists) {
+		k->ino = r->attr.ino;
+		k->created = r->attr;
+	} else {
+		if (!k->ino)
+			k->ino = store_new_ino(m->store);
+		attr_defaults(r, &k->created, r->mode);
+		k->created.ino = k->ino;
+		free(k->created_xattrs);
+		k->created_xattrs = NULL;
+		k->created_xattr_size = 0;
+	}
+	n = node_new(m, k);
+	if (!n)
+		return rq_err(r, -ENOMEM);
+	n->nlookup++; /* keeps it until entry_fill has counted the kernel's */
+	int e = writer_open(r, k, n, &h);
+
+	if (!e) {
+		struct store_attr a = k->created;
+
+		a.size = 0;
+		created_reply(r, h, n, &a, true);
+	}
+	node_forget(m, n, 1);
+	return e ? rq_err(r, e) : RQ_DONE;
+}
+
+/* An editor of a key that does not exist: the key exists at once, empty. */
+static enum rq_result
+create_edit_commit(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct store_commit *c = &r->commit;
+	struct store_draft *d;
+	int e = store_draft_new(m->store, NULL, &d);
+
+	if (e)
+		return rq_err(r, e);
+	if (!k->ino)
+		k->ino = store_new_ino(m->store);
+	*c = (struct store_commit){
+		.key = key_name(k),
+		.kind = STORE_REPLACE,
+		.cond = STORE_COND_ABSENT,
+		.sync = STORE_SYNC_WRITTEN,
+		.draft = d,
+		.set_new = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_INO,
+	};
+	attr_defaults(r, &c->attr, r->mode);
+	c->attr.ino = k->ino;
+	if (m->cfg.default_ttl_ns) {
+		c->set |= STORE_SET_EXPIRY;
+		c->attr.expires = now_ns() + m->cfg.default_ttl_ns;
+	}
+	if (turn_share(r, k) == RQ_WAIT) {
+		store_draft_free(m->store, d);
+		return RQ_WAIT;
+	}
+	r->err = store_commit(m->store, c, rq_store(r, 2));
+	return r->err == STORE_PENDING ? RQ_WAIT : RQ_DONE;
+}
+
+static enum rq_result
+create_open_edit(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct node *n;
+
+	k->ino = r->attr.ino;
+	n = key_node(m, k, r->attr.version);
+	if (!n) {
+		store_snap_close(m->store, r->raw_snap);
+		return rq_err(r, -ENOMEM);
+	}
+	struct store_attr a = r->attr;
+
+	attr_overlay(m, k, n, &a);
+	n->nlookup++;
+	entry_fill(r, n, &a, false);
+	bool edit = kind_of(r->fi.flags, true) == H_EDIT;
+
+	enum rq_result res = open_granted(r, n, edit);
+
+	if (r->out.kind == REPLY_OPEN)
+		r->out.kind = REPLY_CREATE;
+	else
+		node_forget(m, n, 1);
+	node_forget(m, n, 1);
+	return res;
+}
+
+static enum rq_result
+create_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct store_key name = {.data = r->name, .len = r->name_len};
+	enum handle_kind kind = r->flag ? H_EDIT : kind_of(r->fi.flags, true); /* flag: MKNOD */
+
+	switch (r->state) {
+	case 0:
+		if (!r->key)
+			r->key = key_get(m, r->name, r->name_len);
+		if (!r->key)
+			return rq_err(r, -ENOMEM);
+		if (key_settle(r, r->key, NULL) == RQ_WAIT)
+			return RQ_WAIT;
+		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 1:
+		if (r->err && r->err != -ENOENT)
+			return rq_err(r, r->err);
+		if (kind == H_REPL)
+			return create_writer(r, r->key);
+		if (r->err == 0 && ((r->fi.flags & O_EXCL) || r->flag))
+			return rq_err(r, -EEXIST);
+		r->state = 1; /* a wait for the turn comes back here, with r->err still -ENOENT */
+		if (r->err == -ENOENT) {
+			if (create_edit_commit(r, r->key) == RQ_WAIT)
+				return RQ_WAIT;
+			if (!r->commit.draft)
+				return RQ_DONE;
+		} else {
+			r->commit.draft = NULL;
+		}
+		/* fallthrough */
+	case 2:
+		turn_end_share(r);
+		if (r->commit.draft) {
+			store_draft_free(m->store, r->commit.draft);
+			r->commit.draft = NULL;
+			if (r->err == STORE_UNCERTAIN || (r->err == -EEXIST && !(r->fi.flags & O_EXCL) && !r->flag)) {
+				r->err = 0; /* look again: it may be there now */
+				if (++r->tries < 20) {
+					r->state = 0;
+					return create_step(r);
+				}
+				r->err = -EIO;
+			}
+			if (r->err)
+				return rq_err(r, r->err);
+			r->key->need_sync = true;
+			m->root_changed = now_ns();
+		}
+		if (r->flag) {
+			struct node *n;
+
+			r->key->ino = r->commit.out.ino;
+			n = key_node(m, r->key, r->commit.out.version);
+			return n ? created_reply(r, NULL, n, &r->commit.out, false) : rq_err(r, -ENOMEM);
+		}
+		r->raw_snap = NULL;
+		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 3));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err == -ENOENT && ++r->tries < 20) {
+			r->state = 0;
+			return create_step(r);
+		}
+		if (r->err)
+			return rq_err(r, r->err);
+		return create_open_edit(r, r->key);
+	}
+}
+
+static bool
+create_refused(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	int e = 0;
+
+	if (parent != ROOT_NODEID)
+		e = parent == CTL_NODEID ? EPERM : ENOTDIR;
+	else if (strcmp(name, CTL_NAME) == 0)
+		e = EPERM;
+	else if (strlen(name) > STORE_KEY_MAX)
+		e = ENAMETOOLONG;
+	if (e)
+		fuse_reply_err(req, e);
+	return e != 0;
+}
+
+static void
+create_start(fuse_req_t req, const char *name, mode_t mode, int flags, bool mknod)
+{
+	struct rq *r = rq_new(req, create_step);
+
+	if (!r)
+		return;
+	if (rq_set_name(r, name) < 0) {
+		free(r);
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	r->mode = mode;
+	r->fi.flags = flags;
+	r->flag = mknod;
+	rq_run(r);
+}
+
+void
+op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+	if (!create_refused(req, parent, name))
+		create_start(req, name, mode, fi->flags, false);
+}
+
+void
+op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+	(void)rdev;
+	if (create_refused(req, parent, name))
+		return;
+	if (!S_ISREG(mode)) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	create_start(req, name, mode, O_RDWR, true);
+}
+
+/* ---- RELEASE ---- */
+
+/* The last editor of a node that readers still have open: they go on with what is committed now. */
+static enum rq_result
+editor_gone(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+	struct store_key name = key_name(k);
+	struct node *x = k->edit_node;
+
+	switch (r->state) {
+	case 0:
+		if (!k->named || k->editors || !x)
+			return rq_err(r, 0);
+		r->raw_snap = NULL;
+		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 1));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		if (r->err)
+			return rq_err(r, 0);
+		struct msnap *s = msnap_new(r->raw_snap);
+
+		if (!s || !x || k->editors || k->ino != r->attr.ino) {
+			store_snap_close(m->store, r->raw_snap);
+			free(s);
+			return rq_err(r, 0);
+		}
+		if (x->opens) {
+			node_set_snap(m, x, s, &r->attr);
+			x->pages = r->attr.version;
+		} else {
+			msnap_put(m, s);
+		}
+		if (k->edit && k->edit->wgen == k->edit->cgen && !k->edit->committing) {
+			mdraft_put(m, k->edit);
+			k->edit = NULL;
+		}
+		if (!k->edit)
+			k->edit_node = NULL;
+		return rq_err(r, 0);
+	}
+}
+
+static enum rq_result
+release_edit_committed(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+	struct node *x = k->edit_node;
+
+	if (k->editors)
+		return rq_err(r, 0);
+	if (r->err) {
+		/* close() has reported it; the kernel's pages must not go on showing what was refused. */
+		diag_warn("key \"%.*s\": edits could not be committed and are dropped: %s", (int)k->name_len, k->name,
+			  strerror(-r->err));
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+		if (x) {
+			x->pages = 0;
+			x->ksize = -1;
+			notify_inval_node(m, x->nodeid, true, NULL);
+		}
+	}
+	if (!k->named || !x || x->opens == 0) {
+		if (k->edit && (!k->named || (k->edit->wgen == k->edit->cgen && !k->edit->committing)) && (!x || !x->opens)) {
+			mdraft_put(m, k->edit);
+			k->edit = NULL;
+		}
+		if (!k->edit && k->named) {
+			k->edit_node = NULL;
+			if (x)
+				node_settle(m, x);
+		}
+		return rq_err(r, 0);
+	}
+	r->state = 0;
+	r->step = editor_gone;
+	return editor_gone(r);
+}
+
+static enum rq_result
+release_edit(struct rq *r)
+{
+	return edit_commit_start(r, STORE_SYNC_WRITTEN, release_edit_committed);
+}
+
+
+static enum rq_result
+release_step(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct handle *h = r->h;
+	struct key *k = h->key;
+
+	if (k && h->took_locks)
+		lockops_release(m, k, h);
+	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
+		publish_at_release(m, h, r->io);
+		return rq_err(r, 0);
+	}
+	if (h->kind != H_EDIT) {
+		handle_free(m, h);
+		return rq_err(r, 0);
+	}
+	r->key = key_ref(k);
+	handle_free(m, h);
+	r->h = NULL;
+	/* Answered at once (the kernel does not wait); the rest is our own work. */
+	struct rq *w = rq_new_internal(m, r->io, release_edit);
+
+	if (w) {
+		w->key = key_ref(k);
+		w->msg.fn = NULL;
+		list_init(&w->link);
+		rq_resume(w);
+	}
+	return rq_err(r, 0);
+}
+
+void
+op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	struct rq *r = rq_new(req, release_step);
+
+	if (!r)
+		return;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
+	rq_run(r);
+}

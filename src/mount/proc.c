@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * proc.c - what /proc tells of the thread behind a request: to which process it belongs, and whether a signal kills it.
+ * Called with m->lock held: procfs does not wait for a disk.
+ */
+#include "mount/mount.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PF_EXITING  0x00000004u /* include/linux/sched.h */
+#define PF_SIGNALED 0x00000400u
+
+bool
+proc_same(pid_t opener, pid_t pid, bool *gone)
+{
+	char path[64];
+
+	*gone = false;
+	if (opener == pid)
+		return true;
+	snprintf(path, sizeof path, "/proc/%d/task/%d", (int)opener, (int)pid);
+	if (access(path, F_OK) == 0)
+		return true;
+	snprintf(path, sizeof path, "/proc/%d", (int)opener);
+	*gone = opener == 0 || (access(path, F_OK) < 0 && errno == ENOENT);
+	return false;
+}
+
+/* The n-th (from 3) field of /proc/TID/stat, counted after the command name. */
+static bool
+stat_field(const char *after_comm, int field, unsigned long *out)
+{
+	const char *p = after_comm;
+
+	for (int f = 3; f < field; f++) {
+		p = strchr(p, ' ');
+		if (!p)
+			return false;
+		p++;
+	}
+	char *end;
+
+	errno = 0;
+	*out = strtoul(p, &end, 10);
+	return end != p && errno == 0;
+}
+
+bool
+proc_killed(pid_t tid)
+{
+	char path[64], buf[2048];
+	unsigned long flags, code;
+
+	if (tid == 0)
+		return false;
+	snprintf(path, sizeof path, "/proc/%d/stat", (int)tid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	ssize_t n = read(fd, buf, sizeof buf - 1);
+
+	close(fd);
+	if (n <= 0)
+		return false;
+	buf[n] = 0;
+	char *p = strrchr(buf, ')');
+
+	if (!p || p[1] != ' ' || !stat_field(p + 2, 9, &flags))
+		return false;
+	if ((flags & (PF_EXITING | PF_SIGNALED)) != (PF_EXITING | PF_SIGNALED))
+		return false;
+	/*
+	 * exit_group() also marks the other threads as signalled. The exit code tells: a signal's number in the low seven
+	 * bits. It reads as 0 where we may not trace the task; then the flags decide.
+	 */
+	if (!stat_field(p + 2, 52, &code))
+		return true;
+	return code == 0 ? geteuid() != 0 : (code & 0x7f) != 0;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * rq.c - how a request runs, waits and is answered (see mount.h).
+ *
+ * A step never replies by itself: it says what to reply and rq_run() does so once the mount's lock has been dropped.
+ */
+#include "mount/mount.h"
+#include "base/diag.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+int64_t
+now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int64_t
+mono_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+struct kvfs_mount *
+rq_mount(fuse_req_t req)
+{
+	return fuse_req_userdata(req);
+}
+
+struct rq *
+rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r))
+{
+	struct rq *r = calloc(1, sizeof *r);
+
+	if (!r)
+		return NULL;
+	r->m = m;
+	r->io = io;
+	r->step = step;
+	list_init(&r->link);
+	return r;
+}
+
+struct rq *
+rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r))
+{
+	struct rq *r = rq_new_internal(rq_mount(req), worker_io(worker_current()), step);
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+
+	if (!r) {
+		fuse_reply_err(req, ENOMEM);
+		return NULL;
+	}
+	r->req = req;
+	r->pid = ctx->pid;
+	r->uid = ctx->uid;
+	r->gid = ctx->gid;
+	return r;
+}
+
+static int
+set_name(const char *name, char **out, uint32_t *len)
+{
+	size_t n = strlen(name);
+
+	if (n > STORE_KEY_MAX)
+		return -ENAMETOOLONG;
+	*out = strdup(name);
+	*len = (uint32_t)n;
+	return *out ? 0 : -ENOMEM;
+}
+
+int
+rq_set_name(struct rq *r, const char *name)
+{
+	return set_name(name, &r->name, &r->name_len);
+}
+
+int
+rq_set_name2(struct rq *r, const char *name)
+{
+	return set_name(name, &r->name2, &r->name2_len);
+}
+
+enum rq_result
+rq_err(struct rq *r, int err)
+{
+	r->out.kind = REPLY_ERR;
+	r->err = err;
+	return RQ_DONE;
+}
+
+/* The kernel did not take the answer (it gave the request up): undo what only the answer would have handed over. */
+static void
+undo_reply(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	pthread_mutex_lock(&m->lock);
+	if ((r->out.kind == REPLY_ENTRY || r->out.kind == REPLY_CREATE) && r->out.entry.ino) {
+		struct node *n = node_find(m, r->out.entry.ino);
+
+		if (n && r->out.kind == REPLY_ENTRY)
+			node_forget(m, n, 1);
+	}
+	if ((r->out.kind == REPLY_CREATE || r->out.kind == REPLY_OPEN) && r->h) {
+		struct node *n = r->h->node;
+		uint64_t id = n ? n->nodeid : 0;
+
+		handle_free(m, r->h);
+		n = node_find(m, id);
+		if (n && r->out.kind == REPLY_CREATE)
+			node_forget(m, n, 1);
+	}
+	pthread_mutex_unlock(&m->lock);
+}
+
+static int
+send_reply(struct rq *r)
+{
+	fuse_req_t req = r->req;
+
+	switch (r->out.kind) {
+	case REPLY_ERR:
+		return fuse_reply_err(req, r->err < 0 ? -r->err : 0);
+	case REPLY_NONE:
+		fuse_reply_none(req);
+		return 0;
+	case REPLY_ENTRY:
+		return fuse_reply_entry(req, &r->out.entry);
+	case REPLY_CREATE:
+		return fuse_reply_create(req, &r->out.entry, &r->fi);
+	case REPLY_ATTR:
+		return fuse_reply_attr(req, &r->out.entry.attr, r->out.entry.attr_timeout);
+	case REPLY_OPEN:
+		return fuse_reply_open(req, &r->fi);
+	case REPLY_WRITE:
+		return fuse_reply_write(req, r->out.size);
+	case REPLY_BUF:
+		return fuse_reply_buf(req, r->buf, r->out.size);
+	case REPLY_XATTR:
+		return fuse_reply_xattr(req, r->out.size);
+	case REPLY_STATFS:
+		return fuse_reply_statfs(req, &r->out.vfs);
+	case REPLY_LOCK:
+		return fuse_reply_lock(req, &r->out.lk);
+	}
+	return 0;
+}
+
+static void
+rq_end(struct rq *r)
+{
+	if (r->req && send_reply(r) == -ENOENT)
+		undo_reply(r);
+	if (r->key || r->key2) {
+		pthread_mutex_lock(&r->m->lock);
+		if (r->key)
+			key_put(r->m, r->key);
+		if (r->key2)
+			key_put(r->m, r->key2);
+		pthread_mutex_unlock(&r->m->lock);
+	}
+	free(r->name);
+	free(r->name2);
+	free(r->buf);
+	free(r->xattrs);
+	free(r);
+}
+
+void
+rq_run(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	pthread_mutex_lock(&m->lock);
+	enum rq_result res = r->step(r);
+
+	pthread_mutex_unlock(&m->lock);
+	if (res == RQ_DONE)
+		rq_end(r);
+}
+
+static void
+store_done(struct store_req *sr, int err)
+{
+	struct rq *r = container_of(sr, struct rq, sr);
+
+	r->err = err;
+	rq_run(r);
+}
+
+struct store_req *
+rq_store(struct rq *r, int state)
+{
+	r->state = state;
+	r->sr.done = store_done;
+	r->sr.io = r->io;
+	return &r->sr;
+}
+
+enum rq_result
+rq_park(struct rq *r, struct list *on)
+{
+	list_add_tail(on, &r->link);
+	return RQ_WAIT;
+}
+
+static void
+resumed(struct io_msg *msg)
+{
+	rq_run(container_of(msg, struct rq, msg));
+}
+
+void
+rq_resume(struct rq *r)
+{
+	list_del(&r->link);
+	r->msg.fn = resumed;
+	io_post(r->io, &r->msg);
+}
+
+void
+rq_resume_all(struct list *waiters)
+{
+	while (!list_empty(waiters))
+		rq_resume(list_entry(waiters->next, struct rq, link));
+}

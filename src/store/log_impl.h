@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_scan.c and log_recover.c share. Private to the
+ * log; nobody above includes it.
+ *
+ * Locks, outermost first (the store's lock is outside all of them):
+ *   space_lock  making room: fallocate, creating, cutting and deleting segment files. Held over such I/O, taken only by
+ *               who needs that room now, and by log_service. Never taken with another lock of the log held.
+ *   lock        queue, batches, positions, roles. Never held over I/O or callbacks.
+ *   tab_lock    the table of segments and its counters. A leaf.
+ *
+ * A batch goes through these states, always in order of position:
+ *
+ *   BATCH_OPEN     takes appends, last of `queue`; its start is known, its records' places too
+ *   BATCH_CLOSED   takes no more (full, or a later one was opened), still in `queue`
+ *   BATCH_WRITING  taken out of `queue` by the thread that holds the `writing` role; `writing_batch`
+ *   BATCH_WRITTEN  in `written`, waits for those before it, and for a flush if `hold` is set
+ *   BATCH_APPLYING taken out of `written` by the thread that holds the `applying` role
+ *
+ * Roles are flags under `lock`; each is held by at most one thread, which drops the lock while it works:
+ *   writing   one batch write at a time
+ *   flushing  one flush (fdatasync of one or more segments) at a time
+ *   applying  runs apply callbacks
+ * Whoever changes something that another role may be waiting for calls log_progress() before it goes away, so no work is
+ * left behind without somebody who will come back to it: a write or flush in flight comes back by its completion.
+ */
+#ifndef KVFS_STORE_LOG_IMPL_H
+#define KVFS_STORE_LOG_IMPL_H
+
+#include "store/log.h"
+#include <pthread.h>
+
+/* ---- format: see batch.c and kvfs-format(5) ---- */
+
+#define LOG_FORMAT_VERSION 1u
+#define SEGMENT_MAGIC 0x3147534bu /* "KSG1" */
+#define BATCH_MAGIC   0x3142564bu /* "KVB1" */
+#define TRAILER_MAGIC 0x3144564bu /* "KVD1" */
+#define RECORD_MAGIC  0x3152564bu /* "KVR1" */
+
+#define SEGMENT_HEADER_FIXED 88u
+#define SEGMENT_RANGE_SIZE 8u
+#define SEGMENT_HEADER_CAP (1u << 20) /* more than that is no header */
+#define BATCH_HEADER_SIZE 88u
+#define BATCH_ENTRY_SIZE 16u
+#define BATCH_TRAILER_SIZE 32u
+#define BATCH_OVERHEAD (BATCH_HEADER_SIZE + BATCH_TRAILER_SIZE)
+
+/* A range of segment ids that existed when a segment was begun. */
+struct segment_range {
+	uint32_t first, count;
+};
+
+struct segment_header {
+	uint32_t size; /* of the header, bytes, multiple of 8 */
+	uint32_t id;
+	uint32_t prev_id;   /* the segment before, 0: none */
+	uint64_t prev_size; /* its final length, bytes */
+	uint64_t prev_sum;  /* header checksum of the last batch before this segment */
+	uint64_t first_batch;
+	int64_t time;
+	uint32_t nranges;
+};
+
+struct batch_header {
+	uint64_t sum;    /* of the header itself; the chain */
+	uint64_t number;
+	uint64_t prev_sum;
+	uint32_t seg;
+	uint32_t count;
+	uint64_t off;
+	uint32_t body;   /* bytes of records */
+	struct log_pos durable;
+	uint64_t dir_sum;
+	int64_t time;
+	uint32_t epoch;
+};
+
+struct batch_entry {
+	uint64_t key_hash;
+	uint32_t len;
+	uint32_t head_sum; /* low half of the record's head checksum */
+};
+
+static inline uint64_t
+batch_size(const struct batch_header *h)
+{
+	return BATCH_OVERHEAD + (uint64_t)h->body + (uint64_t)h->count * BATCH_ENTRY_SIZE;
+}
+
+/** The seed that binds checksums to one store. */
+uint64_t log_seed(const uint8_t uuid[16]);
+void segment_header_encode(uint8_t *buf, const struct segment_header *h, const struct segment_range *ranges,
+			   const uint8_t uuid[16]);
+/**
+ * Return: 0; -EAGAIN `size` bytes are not enough, h->size are needed; -ENODATA nothing was written here; -EIO damaged;
+ * -EUCLEAN another store's; -EPROTONOSUPPORT another version.
+ */
+int segment_header_decode(const uint8_t *buf, size_t size, const uint8_t uuid[16], struct segment_header *h);
+struct segment_range segment_header_range(const uint8_t *buf, uint32_t i);
+void batch_header_encode(uint8_t *buf, struct batch_header *h, uint64_t seed);
+/** Decode the header that should stand at (seg, off). 0 or -EIO. */
+int batch_header_decode(const uint8_t *buf, uint32_t seg, uint64_t off, uint64_t seed, struct batch_header *h);
+void batch_entry_encode(uint8_t *buf, const struct batch_entry *e);
+void batch_entry_decode(const uint8_t *buf, struct batch_entry *e);
+/** Finish a directory: `buf` holds h->count entries and room for the trailer; sets h->dir_sum. */
+void batch_trailer_encode(uint8_t *buf, struct batch_header *h, uint64_t seed);
+/** Verify the directory of a batch whose header is good. 0 or -EIO. */
+int batch_trailer_check(const uint8_t *dir, const struct batch_header *h, uint64_t seed);
+/** Cheap look at what may be a trailer; fills count, body and number. */
+bool batch_trailer_peek(const uint8_t *trailer, uint32_t seg, struct batch_header *h);
+/** Verify a directory found without its header (`h` from batch_trailer_peek). 0 or -EIO. */
+int batch_trailer_verify(const uint8_t *dir, const struct batch_header *h, uint64_t seed);
+
+/** Encode into `buf` (record_size bytes); fills the directory entry. */
+void record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e);
+/** Offset of the payload in the record. */
+uint32_t record_payload_off(const struct record *r);
+uint64_t record_key_hash(const char *key, uint32_t klen);
+
+/* ---- segments (segment.c) ---- */
+
+struct segment {
+	uint32_t id;
+	int fd;
+	uint64_t used;   /* end of what has been appended; protected by lock */
+	uint64_t alloc;  /* end of the allocated space; changed under space_lock and lock, read under either */
+	uint64_t soft;   /* how much of it appends without `reserved` may use; as alloc */
+	uint64_t flushed;/* bytes known to be on stable storage; protected by lock */
+	bool dir_synced; /* its directory entry is durable; protected by lock */
+	bool trim;       /* sealed, allocated beyond `used`; protected by lock */
+	int64_t live;    /* the rest: protected by tab_lock */
+	uint32_t pins;
+	bool retired;    /* dead; may be deleted once the log is durable up to retire_end */
+	bool gone;       /* unlinked, and that is durable; freed when the last pin goes */
+	struct log_pos retire_end;
+	struct log *lg;
+	struct log_append note;  /* of its retirement */
+};
+
+/* ---- batches (log.c, log_write.c) ---- */
+
+#define LOG_IOV_MAX 1000    /* pieces of one batch; below the kernel's 1024 */
+#define LOG_PIECE_SIZE (64u << 10)
+#define LOG_SMALL (8u << 10) /* an append up to this size is copied into a shared piece */
+#define LOG_SYNC_WRITE (256u << 10) /* a batch up to this size is written by the kicker, if nobody wants it durable */
+#define LOG_RETRY_LIMIT 1000 /* EINTR, EAGAIN in a row */
+
+enum append_state { APPEND_ASYNC, APPEND_HELD, APPEND_ENDED };
+
+struct batch {
+	struct batch *next;
+	struct segment *seg;
+	uint64_t start;       /* in the segment, the segment header included if it is the first one */
+	uint32_t head_size;   /* of the segment header before it, or 0 */
+	uint8_t *seg_head;    /* room for that, ranges filled in */
+	uint32_t nranges;
+	struct batch_header h;
+	uint8_t head[BATCH_HEADER_SIZE];
+	uint8_t *dir;         /* entries, then room for the trailer */
+	uint32_t dir_cap;     /* entries */
+	struct iovec *iov;    /* [0] segment header, [1] batch header, [2..] pieces, last: directory */
+	unsigned niov, iov_cap;
+	uint32_t piece_cap;   /* of the last piece; 0: closed */
+	struct log_append *first, **last;
+	unsigned appends;
+	bool want;            /* somebody needs it durable */
+	bool hold;            /* its apply waits until it is */
+	int err;
+	/* while it is being written */
+	struct iovec *cur;
+	unsigned ncur;
+	uint64_t off;
+	int tries;
+	bool dsync, touched;
+	struct log *lg;
+	struct io *io;
+	struct io_req req;
+};
+
+struct log {
+	struct log_config cfg;
+	uint64_t seed;
+	bool open;  /* log_recover has succeeded */
+
+	pthread_mutex_t space_lock;
+	uint32_t next_id; /* protected by space_lock */
+
+	pthread_mutex_t lock; /* what follows */
+	struct batch *queue, **queue_last, *open_batch;
+	struct batch *written, **written_last;
+	struct log_append *waiters; /* for a flush, in no order */
+	struct batch *spare;
+	unsigned nspare;
+	struct segment *active;
+	struct log_pos written_pos, durable, applied, flush_need;
+	uint64_t last_sum, last_number;
+	bool chain_lost;  /* last_sum is not known: the next batch begins a segment */
+	uint32_t epoch;
+	uint64_t used_total;
+	unsigned trims;   /* segments with `trim` */
+	bool dir_dirty;   /* some file's entry is not durable */
+	bool writing, flushing, applying;
+	bool flush_failed, poisoned;
+	const char *failed;
+	char failed_text[160];
+	struct log_counters counters;
+	/* owned by the thread with the flushing role */
+	struct log_pos flush_to;
+	uint32_t flush_seg;
+	int flush_tries;
+	struct io *flush_io;
+	struct io_req flush_req;
+
+	pthread_mutex_t tab_lock; /* what follows */
+	struct segment **segs;    /* by id - seg_base, NULL where there is none */
+	uint32_t seg_base, nsegs, segs_cap;
+	unsigned retiring;        /* retired and not gone, or gone and not freed */
+};
+
+static inline int
+log_pos_cmp(struct log_pos a, struct log_pos b)
+{
+	if (a.seg != b.seg)
+		return a.seg < b.seg ? -1 : 1;
+	return a.off < b.off ? -1 : a.off > b.off;
+}
+
+static inline struct log_pos
+log_pos_make(uint32_t seg, uint64_t off)
+{
+	return (struct log_pos){ .seg = seg, .off = off };
+}
+
+#define SEGMENT_NAME_SIZE 20
+void segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id);
+/** True and the id, if `name` is a segment's. */
+bool segment_name_parse(const char *name, uint32_t *id);
+/** Add an open segment to the table (takes tab_lock). Return: it, or NULL (no memory). */
+struct segment *segment_add(struct log *lg, uint32_t id, int fd);
+/** Take it out of the table, close and free it. */
+void segment_drop(struct log *lg, struct segment *s);
+struct segment *segment_get(struct log *lg, uint32_t id);
+/** The existing, not retired segment with the smallest id > `after`; NULL: none. Takes tab_lock. */
+struct segment *segment_after(struct log *lg, uint32_t after);
+/** The same, retired ones included. */
+struct segment *segment_after_any(struct log *lg, uint32_t after);
+/** Ranges of existing ids up to `upto`: at most cap; Return: how many there are. Takes tab_lock. */
+uint32_t segment_ranges(struct log *lg, uint32_t upto, struct segment_range *out, uint32_t cap);
+/**
+ * Make sure that bytes up to `end` of a segment are allocated. Blocks; no lock held.
+ * @id: segment; 0: the next one after the active, created if need be
+ * Return: 0, -ENOSPC/-EDQUOT, -errno.
+ */
+int segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved);
+
+/** The record that retires it ends at `end`. Takes the locks. */
+void segment_set_retired(struct segment *s, struct log_pos end);
+/** Make the directory entries of all segments durable. Blocks; no lock held. */
+int segment_sync_dir(struct log *lg);
+
+/* ---- writing (log_write.c) ---- */
+
+/** Batches are taken, and given back empty. Under lock. */
+void batch_free(struct batch *b);
+void batch_recycle(struct log *lg, struct batch *b);
+/** Go on with whatever can be gone on with. Called with lock held, returns with it dropped. @direct: in io_run of `io` */
+void log_progress_unlock(struct log *lg, struct io *io, bool direct);
+/** `pos` is to become durable. Under lock. */
+void log_want_flush(struct log *lg, struct log_pos pos);
+
+/* ---- reading (log_scan.c) ---- */
+
+struct reader {
+	struct disk *disk;
+	int fd;
+	uint8_t *buf;
+	size_t cap, len;
+	uint64_t start;   /* of buf in the file */
+	uint64_t size;    /* of what may be read */
+	uint64_t bad;     /* first byte that could not be read, UINT64_MAX: none */
+	int err;          /* -ENOMEM, or what reading said */
+};
+
+int reader_init(struct reader *r, struct disk *d, int fd, uint64_t size);
+void reader_destroy(struct reader *r);
+/** `n` bytes at `off`, valid until the next call; NULL beyond the end or without memory (r->err). */
+const uint8_t *reader_get(struct reader *r, uint64_t off, size_t n);
+
+/* Where a walk through the log is in the chain of batches. */
+struct chain {
+	bool known;      /* sum and number are those of the batch before */
+	uint64_t number; /* known or not: the next one is larger */
+	uint64_t sum;
+	uint32_t epoch;
+};
+
+struct walk {
+	struct log *lg;
+	struct segment *seg;
+	struct reader r;
+	struct chain chain;
+	uint64_t pos, limit;
+	struct log_pos durable; /* the largest durable point known */
+	int (*ask)(struct walk *w); /* at trouble: updates `durable`; NULL: everything counts as durable */
+	void *ask_arg;
+	log_scan_fn fn;
+	void *arg;
+	void (*retire)(void *arg, uint32_t id); /* for REC_RETIRE; may be NULL */
+	void *retire_arg;
+};
+
+/**
+ * Walk batches from w->pos on, giving their records to w->fn.
+ * Return: 0 at w->limit; 1: stopped at w->pos, which is at or beyond w->durable (a torn tail, or the end); a value of fn;
+ * -errno.
+ */
+int walk_batches(struct walk *w);
+/** Next valid header or trailer at or after `from`: its batch begins at *start. Return: 1 header, 2 trailer, 0 none, -errno. */
+int walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header *h);
+int walk_gap(struct walk *w, uint64_t off, uint64_t len, bool complete, const char *why);
+
+#endif

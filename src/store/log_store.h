@@ -1,0 +1,514 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * log_store.h - what the files of the embedded engine share. Private to them; nobody above includes it.
+ *
+ *   log_store.c   opening, closing, looking around
+ *   state.c       what is known of a key; installing it in the index; accounts of live bytes
+ *   fetch.c       scattered reads from segments
+ *   snap.c        pinned committed values
+ *   op.c          order of operations on a key, life of an operation
+ *   commit.c      replace, edit, attributes
+ *   rename.c      remove, rename, expiry of one key
+ *   layer.c       uncommitted writes in memory; draft.c: drafts
+ *   compact.c, checkpoint.c, recover.c, background.c
+ *
+ * Locks, outermost first: a draft's lock, the store's lock (s->lock), the log's own. None is held over I/O, none while a
+ * callback of the caller runs (store_list's apart).
+ *
+ * The life of a change. An operation joins the queue of its key (of both keys: rename) in the table of pending keys. At
+ * the head of its queues it has the turn: it is judged against the newest state of the key (that of the last operation
+ * appended and not yet applied, else the index), reads what it needs, appends its records and passes the turn on. When
+ * the log calls apply, in log order, the new state is installed in the index and becomes visible.
+ */
+#ifndef KVFS_STORE_LOG_STORE_H
+#define KVFS_STORE_LOG_STORE_H
+
+#include "store/index.h"
+#include "store/log.h"
+#include "store/store.h"
+#include "store/value.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define INLINE_MAX   (16u << 10) /* largest value that lives in its record, bytes */
+#define EDIT_BLOCK   4096u       /* edits of large values are rounded out to this */
+#define EXTENTS_MAX  40000u      /* per value; beyond it chunks are written anew */
+#define CHUNK_EXTENTS_MAX 256u   /* per MiB touched by an edit */
+#define TRAIL_MAX    8u          /* segments that the records of one large key may be in */
+#define DELTA_MIN    4096u       /* bytes of deltas that are always all right */
+#define DRAFT_MEM_MAX (2u << 20) /* of one draft, bytes */
+#define INO_FIRST    16u
+#define INO_LIMIT    (UINT64_C(1) << 40)
+#define VALUE_LIMIT  (UINT64_C(1) << 36) /* bytes; extent lists must fit into one batch */
+
+#define INDEX_F_GHOST 0x80u /* made ahead of its first commit; nobody may see it */
+
+struct log_store;
+struct op;
+
+/* Immutable bytes with a count of references. */
+struct blob {
+	_Atomic unsigned refs;
+	uint32_t size;
+	char data[];
+};
+
+/* The records that hold a key's state: one for a small value; the last full one and the deltas since for a large one. */
+struct trail {
+	uint32_t n;
+	uint32_t full_bytes, delta_bytes;
+	struct trail_part {
+		uint32_t seg, bytes;
+	} part[TRAIL_MAX];
+};
+
+/* All that is known of a key at some moment. */
+struct kstate {
+	bool exists, damaged;
+	uint64_t ino, version, seq, size;
+	int64_t atime, mtime, ctime, expires;
+	uint32_t mode, uid, gid, xattr_size;
+	uint32_t owner;        /* mode, uid, gid interned; valid in states that are to be installed */
+	uint32_t first_seg;    /* oldest segment with records of this key; 0: none known */
+	uint32_t seg, reclen;  /* the latest record with metadata and xattrs */
+	uint64_t off;
+	uint32_t full_seg;     /* large: the last REC_EXT */
+	uint64_t full_off;
+	struct value *value;   /* large values; borrowed or owned: see the user */
+	struct trail trail;
+};
+
+/* A key with a large value; by ino in a hash table and in one list, for compaction. Protected by the store's lock. */
+struct large {
+	struct large *hnext, *prev, *next;
+	uint64_t ino;
+	struct index_entry *e; /* NULL: a compaction's cursor in the list */
+	uint32_t full_seg;
+	uint64_t full_off;
+	struct trail trail;
+};
+
+/* Changes of live bytes by segment. */
+struct acct {
+	unsigned n, cap;
+	bool failed;
+	struct acct_part {
+		uint32_t seg;
+		int64_t bytes;
+	} *part;
+};
+
+/* Tombstones in segment `seg` that are needed while a segment in [first, last] exists. */
+struct tomb_group {
+	uint32_t seg, first, last;
+	uint64_t bytes;
+};
+
+/* A key with operations under way. Protected by the store's lock. */
+struct pend {
+	struct pend *hnext;
+	uint64_t hash;
+	unsigned inflight;            /* appended, not applied */
+	const struct kstate *newest;  /* of the last of those; valid while inflight */
+	struct op *head, *tail;       /* waiting for or having the turn */
+	struct op *drain;             /* has the turn and waits for inflight == 0 */
+	uint32_t klen;
+	char key[];
+};
+
+/* ---- scattered reads ---- */
+
+struct fetch_part {
+	struct io_req req;
+	struct fetch *f;
+	uint32_t seg;
+	uint64_t off;
+	size_t len;
+	char *dst;
+};
+
+/* Reads of several ranges of (pinned) segments. Belongs to one thread. */
+struct fetch {
+	struct log_store *s;
+	struct io *io;
+	void (*done)(struct fetch *f, int err);
+	struct fetch_part *part;
+	struct fetch_part one;
+	unsigned n, cap, left, retries;
+	int err;
+};
+
+void fetch_init(struct fetch *f, struct log_store *s, struct io *io);
+void fetch_free(struct fetch *f);
+/** Add a range. The segment must stay pinned until the end. 0 or -ENOMEM. */
+int fetch_add(struct fetch *f, uint32_t seg, uint64_t off, size_t len, void *dst);
+/** Read everything. 0 (all there), -errno, or STORE_PENDING: done is called from io_run. No lock may be held. */
+int fetch_start(struct fetch *f, void (*done)(struct fetch *f, int err));
+
+/* ---- snaps ---- */
+
+struct store_snap {
+	struct log_store *s;
+	_Atomic unsigned refs;
+	struct kstate st;            /* st.value: one reference */
+	_Atomic(struct blob *) blob; /* small values: the content once somebody read it */
+	unsigned npins;
+	uint32_t pin[];
+};
+
+/** Pin `st`, whose records have been applied. Store's lock held. NULL: no memory. */
+struct store_snap *snap_make(struct log_store *s, const struct kstate *st);
+struct store_snap *snap_ref(struct store_snap *snap);
+void snap_unref(struct store_snap *snap);
+int snap_open(struct store *st, const struct store_key *key, struct store_snap **out, struct store_attr *attr,
+	      struct store_req *req);
+int snap_read(struct store_snap *snap, uint64_t off, void *buf, size_t len, size_t *got, struct store_req *req);
+/** Keep the content that was read by `rr` (ended well). 0, -EIO or -ENOMEM. */
+int snap_load(struct store_snap *snap, struct record_read *rr);
+/** Fill the parts of [pos, pos+len) of a value: holes are zeroed, extents added to `f`. 0 or -ENOMEM. */
+int value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f);
+
+struct blob *blob_new(const void *data, uint32_t size);
+struct blob *blob_ref(struct blob *b);
+void blob_unref(struct blob *b);
+
+/* The whole latest record of a key, read and verified: for content of small values and for xattrs. */
+struct record_read {
+	struct fetch f;
+	struct store_snap *snap;
+	char *buf;
+	struct record rec;
+};
+
+/** Start reading the record of `snap` (a reference is taken). As fetch_start; `done` gets the fetch. */
+int record_read_start(struct record_read *rr, struct store_snap *snap, struct io *io,
+		      void (*done)(struct fetch *f, int err));
+/** After the read ended well: verify and decode into rr->rec. 0 or -EIO. */
+int record_read_finish(struct record_read *rr);
+void record_read_free(struct record_read *rr);
+
+/* ---- uncommitted writes ---- */
+
+/* A run of bytes in memory, within one chunk of value space. */
+struct piece {
+	uint64_t pos;
+	uint32_t len, cap;
+	char *data;
+};
+
+/* What was written to a draft since some moment. Memory lies over spilled data, that over what is below. */
+struct layer {
+	struct piece *piece; /* sorted by pos, apart from each other */
+	unsigned n, cap;
+	size_t mem;            /* bytes allocated for pieces */
+	struct value *spilled; /* or NULL */
+	uint64_t cut;          /* bytes of what is below that still count; UINT64_MAX: all */
+	bool dirty, grown;     /* grown: truncate() made it larger */
+};
+
+void layer_init(struct layer *l);
+/** Free everything; Return: bytes of memory that went. */
+size_t layer_free(struct layer *l);
+/** Write; *grew: change of l->mem. 0 or -ENOMEM. */
+int layer_write(struct layer *l, uint64_t pos, const void *buf, size_t len, int64_t *grew);
+/** Forget everything from `size` on and cut what is below. */
+int layer_truncate(struct layer *l, uint64_t size, int64_t *grew);
+/** Forget what memory holds of [pos, pos+len). */
+int layer_punch(struct layer *l, uint64_t pos, uint64_t len, int64_t *grew);
+/** Lay `top` over `l`; `top` is empty afterwards. */
+int layer_merge(struct layer *l, struct layer *top, int64_t *grew);
+/** Copy what memory holds of [pos, pos+len) to dst. */
+void layer_copy(const struct layer *l, uint64_t pos, char *dst, size_t len);
+/** The first piece that ends after `pos`; l->n if none. */
+unsigned layer_find(const struct layer *l, uint64_t pos);
+/** One past the last byte written. */
+uint64_t layer_end(const struct layer *l);
+
+/* A spill on its way to the log: the bytes must be read from here until they are written. */
+struct spill {
+	struct log_append app;
+	struct store_draft *d;
+	struct spill *next, *prev; /* of the draft; protected by d->spill_lock */
+	struct spill *chain;       /* started by the same write, before this one */
+	struct store_req *req;     /* the write that ends with it, or NULL */
+	unsigned n;
+	struct spill_piece {
+		char *data;
+		uint32_t len, cap, seg;
+		bool owned; /* data is to be freed */
+		uint64_t off, rec;
+	} piece[];
+};
+
+struct store_draft {
+	struct log_store *s;
+	pthread_mutex_t lock;    /* protects everything below */
+	struct store_snap *base;
+	struct layer active;     /* since the last commit; everything: without base */
+	struct layer frozen;     /* being committed */
+	bool committing;
+	uint64_t size;
+	uint64_t frozen_size;
+	uint64_t disk;           /* bytes spilled and not published, counted in s->draft_disk */
+	uint64_t published;      /* bytes of spilled data that a key has too */
+	pthread_mutex_t spill_lock; /* protects spills; a leaf */
+	struct spill *spills;
+	int err;                 /* a spill was lost: the draft is, too */
+	unsigned npins, pins_cap;
+	uint32_t *pin;           /* segments with spilled data */
+};
+
+int draft_new(struct store *st, struct store_snap *base, struct store_draft **out);
+int draft_write(struct store_draft *d, uint64_t off, const void *buf, size_t len, struct store_req *req);
+int draft_truncate(struct store_draft *d, uint64_t size, struct store_req *req);
+int draft_read(struct store_draft *d, uint64_t off, void *buf, size_t len, size_t *got, struct store_req *req);
+uint64_t draft_size(const struct store_draft *d);
+bool draft_dirty(const struct store_draft *d);
+void draft_free(struct store_draft *d);
+/** Take what was written so far aside for a commit. 0, or why the draft is lost. */
+int draft_freeze(struct store_draft *d);
+/** The commit has ended. `base`: rebase on it (its reference is taken), NULL: the changes go back; `clean`: committed. */
+void draft_thaw(struct store_draft *d, struct store_snap *base, bool clean);
+/** Bytes of extent `e` if they are still on their way to the log: copied to dst. */
+bool draft_copy_spilling(struct store_draft *d, const struct extent *e, char *dst);
+
+/* ---- operations ---- */
+
+enum op_result {
+	OP_ENDED = 0,    /* op->err says how */
+	OP_FETCH = 1,    /* op->fetch is to be started; then step again */
+	OP_DRAIN = 2,    /* step again when nothing of the key is in flight */
+	OP_APPENDED = 3, /* op->app is in the log; the turn is over */
+	OP_DATA = 4,     /* op->app holds data on the way; step again when it is written */
+	OP_RECORD = 5,   /* op->rr is to be read for op->snap[op->reading]; then step again */
+};
+
+struct op_key {
+	struct pend *pend;
+	struct op *next;       /* in the queue */
+	struct kstate base;    /* newest state when judged; value borrowed */
+	struct kstate after;   /* to be installed; value owned until then */
+	struct large *spare;   /* for `after`, if it is the first large value of its ino */
+	bool drop_old;         /* the old value's extents die */
+	bool ghost;            /* the entry was made for this operation */
+	bool appended;
+};
+
+/* A range of a value that has to be in memory to be written. */
+struct piece_range {
+	uint64_t pos;
+	uint32_t len;
+	char *buf;       /* assembled here, or NULL: */
+	const char *src; /* one piece holds it all */
+};
+
+/* Content under construction. */
+struct build {
+	uint64_t size;
+	uint64_t cut;             /* of the base */
+	const struct layer *layer;
+	struct store_snap *base;  /* what is below the layer, or NULL; a reference */
+	struct blob *blob;        /* base content of a small value, or NULL */
+	struct value *v;
+	bool clone;               /* v began as the base's value */
+	struct piece_range *range;
+	unsigned nranges, next, last;
+	bool dense;               /* second pass: chunks with too many extents */
+	struct extent *ext;       /* all extents put, in order */
+	unsigned next_ext, ext_cap;
+	char *buf;                /* inline content, or encoded extents */
+	const void *inl;          /* inline content wherever it is */
+};
+
+struct op {
+	struct log_append app;
+	struct io_msg msg;
+	struct log_store *s;
+	struct store_req *req;
+	struct io *io;
+	struct op *free_next;
+	int (*step)(struct op *op); /* store's lock held; enum op_result */
+	void (*finish)(struct op *op); /* no lock held, op->err is final, before the caller hears of it; may be NULL */
+	int err;
+	uint8_t stage;
+	bool posted, running;
+	unsigned nkeys;
+	struct op_key k[2];
+	uint64_t (*counter);       /* statistics, counted when applied */
+	int64_t now;
+	union {
+		struct store_commit *c;
+		struct store_rename *r;
+		uint64_t only_ino;
+	};
+	enum store_sync sync;
+	struct fetch fetch;
+	struct record_read rr[2];
+	bool have_rr[2], need_rr[2];
+	unsigned reading;
+	struct acct acct;
+	struct build b;
+	struct store_snap *rebased; /* EDIT: the new value, for the draft */
+	char *xattrs;               /* of the new state, to be freed */
+	void *arg;                  /* compaction */
+};
+
+/** A fresh operation on `nkeys` keys; it joins their queues in op_submit. NULL: no memory. */
+struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, unsigned nkeys, const struct store_key *key,
+		  const struct store_key *key2);
+void op_free(struct op *op);
+/** Run it as far as it goes. Return: as the store's functions. */
+int op_submit(struct op *op);
+/** Newest state of key i; expired ones do not exist. Store's lock held, the operation has the turn. */
+void op_newest(struct op *op, unsigned i);
+/**
+ * Prepare op->k[i].after for installation so that nothing can fail later, then append. Store's lock held.
+ * `recs` of op; on success sets places, counts in flight. Return: 0 or -errno.
+ */
+int op_prepare(struct op *op, unsigned i);
+int op_append(struct op *op, struct record *recs, unsigned n, struct log_place *places, bool reserved);
+enum log_need op_need(const struct log_store *s, enum store_sync sync);
+struct pend *pend_find(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
+/** Append records that only carry data; nobody waits. 0 or -errno. Store's lock held. */
+int data_append(struct log_store *s, struct io *io, const struct record *recs, unsigned n, struct log_place *places,
+		bool reserved);
+
+int store_commit_op(struct store *st, struct store_commit *c, struct store_req *req);
+int store_remove_op(struct store *st, const struct store_key *key, uint64_t only_ino, enum store_sync sync,
+		    struct store_req *req);
+int store_rename_op(struct store *st, struct store_rename *r, struct store_req *req);
+/** Write the tombstone of an expired key. */
+int expire_key(struct log_store *s, struct io *io, const struct store_key *key, uint64_t ino, struct store_req *req);
+/** Fill a full record (PUT, EXT, EDIT) from a state. The payload is the caller's. */
+void record_from_state(struct record *r, uint8_t type, const struct kstate *st, const struct pend *p,
+		       const void *xattrs);
+int acct_add(struct acct *a, uint32_t seg, int64_t bytes);
+void acct_free(struct acct *a);
+
+/* ---- states and the index (state.c); store's lock held in all ---- */
+
+void state_from_entry(struct log_store *s, const struct index_entry *e, struct kstate *st);
+void state_attr(const struct kstate *st, struct store_attr *a);
+bool state_expired(const struct kstate *st, int64_t now);
+/** Put `after` where the key is; takes over after->value. Cannot fail after op_prepare. */
+void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
+		   struct large **spare, bool drop_old);
+/** Make room in the index for `after`; *ghost: an entry was made. 0 or -ENOMEM. */
+int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
+		  struct large **spare, bool *ghost);
+void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
+struct large *large_find(struct log_store *s, uint64_t ino);
+/** Add the record to the chain; `full`: it is a new beginning. */
+void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
+void trail_add(struct trail *c, uint32_t seg, uint32_t bytes);
+/** A delta of `bytes` may be added (else a full record is due). */
+bool trail_takes(const struct trail *c, uint32_t bytes);
+void live_add(struct log_store *s, uint32_t seg, int64_t bytes);
+void live_value(struct log_store *s, const struct value *v, int sign);
+void tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint32_t bytes);
+bool tomb_needed(struct log_store *s, uint32_t first, uint32_t last);
+/** After segments went or are to be compacted: forget groups that nobody needs, and those in `gone_seg` (0: none). */
+void tomb_review(struct log_store *s, uint32_t gone_seg);
+/** Recompute all accounts from the index and compare (tests). 0 or -EINVAL. */
+int live_check(struct log_store *s);
+
+/* ---- the store ---- */
+
+struct expired_note {
+	struct expired_note *next;
+	uint64_t ino;
+	uint32_t klen;
+	char key[];
+};
+
+struct background;
+
+struct log_store {
+	struct store base;
+	struct store_config cfg;
+	struct disk *disk;
+	struct log *lg;
+	uint8_t uuid[16], secret[16];
+	int lock_fd;
+	pthread_mutex_t lock; /* protects what follows, except where said */
+	struct index *ix;
+	struct pend **pends;
+	unsigned npends, pend_slots;
+	struct large **larges;
+	unsigned nlarges, large_slots;
+	struct large large_list; /* head of the ring */
+	struct op *op_free;
+	unsigned ops; /* alive */
+	struct tomb_group *tombs;
+	unsigned ntombs, tombs_cap;
+	uint64_t seq;
+	_Atomic uint64_t next_ino;
+	struct store_stats st;
+	uint64_t live; /* bytes */
+	uint64_t keys, value_extents;
+	bool heap_incomplete; /* some deadline is not in the heap for want of memory */
+	struct expired_note *expired; /* to be reported by the background thread */
+	unsigned *draft_pins;         /* by segment id */
+	uint32_t draft_pins_cap;
+	uint32_t ckpt_seg;            /* where a restart begins to replay; UINT32_MAX: no checkpoint */
+	uint64_t ckpt_bytes;          /* log bytes when it was written */
+	uint32_t *bad_seg;            /* segments with damage that must not be deleted */
+	unsigned nbad;
+	bool recovering;
+	int64_t *rec_live;            /* by segment id, while recovering */
+	uint32_t rec_live_cap;
+	uint32_t nsegs_known;         /* while recovering: segment ids are below this */
+	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
+	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */
+	_Atomic bool no_nowait;       /* the disk knows no RWF_NOWAIT */
+	_Atomic uint64_t gets, reads, disk_reads, read_bytes;
+	struct background *bg;
+};
+
+static inline struct log_store *
+to_ls(struct store *s)
+{
+	return (struct log_store *)s;
+}
+
+static inline void
+s_lock(struct log_store *s)
+{
+	pthread_mutex_lock(&s->lock);
+}
+
+static inline void
+s_unlock(struct log_store *s)
+{
+	pthread_mutex_unlock(&s->lock);
+}
+
+/** The committed state of a key; borrowed value. Store's lock held. 0, -ENOENT, -EIO (damaged). */
+int store_look(struct log_store *s, const struct store_key *key, struct kstate *st);
+/** A record turned out to be unreadable: count and report. No lock held. */
+void store_damaged(struct log_store *s, const struct kstate *st);
+int64_t store_now(const struct log_store *s);
+/** Growing by `bytes` would pass max_memory. Store's lock held. */
+bool store_memory_full(struct log_store *s, uint64_t bytes);
+/** Note that an expired key was found before the background thread saw it. Store's lock held. 0 or -ENOMEM. */
+int expired_note(struct log_store *s, struct index_entry *e);
+void draft_pin_segment(struct log_store *s, uint32_t seg, int n);
+
+/* ---- recovery, checkpoint, compaction, background ---- */
+
+int store_recover(struct log_store *s, char *err, size_t cap);
+/** Load the checkpoint into the empty index. -ENOENT: none; -EIO: unusable (the index is to be emptied). */
+int checkpoint_load(struct log_store *s, struct log_pos *from);
+/** Write one. `pause` is called between steps without lock (may be NULL). 0 or -errno. */
+int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
+/** One victim. 1: something was done, 0: nothing worth it, -errno. */
+int compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_t bytes), void *arg);
+/** Wait until everything appended is durable. */
+int log_sync_wait(struct log_store *s, struct io *io);
+int background_start(struct log_store *s);
+void background_stop(struct log_store *s);
+void background_wake(struct log_store *s);
+/** Report and delete what has expired. Return: the next deadline, INT64_MAX: none. */
+int64_t expire_run(struct log_store *s, struct io *io, bool wait);
+
+#endif

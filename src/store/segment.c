@@ -1,0 +1,714 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * segment.c - the log's files: their table, making room in them, pinning, retiring and deleting them.
+ *
+ * A segment is created (empty, some space allocated), becomes the active one with its first batch, is sealed when the next
+ * one becomes active, and is retired when nothing in it is alive. Retiring appends a REC_RETIRE record; the file is
+ * deleted once that is durable, lower ids first, the directory flushed after each: so a crash never leaves a segment
+ * without a later one that was retired before it, and a missing file without such a record is a loss that is reported.
+ *
+ * Space: an append needs its bytes allocated before it is accepted (segment_room). Steps grow with the segment, so a
+ * small store stays small. Appends without `reserved` stop `reserve` bytes before the end of the disk or the quota;
+ * `soft` remembers how far they may go in space that reserved ones had allocated.
+ *
+ * Layer: store. Threads: any; locks as in log_impl.h.
+ */
+#include "store/log_impl.h"
+#include "base/bytes.h"
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROOM_UNIT (64u << 10)
+#define ROOM_STEP_MIN (1u << 20)
+#define ROOM_STEP_MAX (16u << 20)
+
+void
+segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
+{
+	(void)snprintf(buf, SEGMENT_NAME_SIZE, "seg-%08x.log", id); /* fits: 16 bytes */
+}
+
+bool
+segment_name_parse(const char *name, uint32_t *id)
+{
+	char again[SEGMENT_NAME_SIZE];
+	unsigned v;
+
+	if (strlen(name) != 16 || sscanf(name, "seg-%8x.log", &v) != 1 || !v)
+		return false;
+	segment_name(again, v);
+	*id = v;
+	return !strcmp(name, again);
+}
+
+/* ---- the table ---- */
+
+static struct segment *
+get_locked(struct log *lg, uint32_t id)
+{
+	return id < lg->seg_base || id - lg->seg_base >= lg->nsegs ? NULL : lg->segs[id - lg->seg_base];
+}
+
+struct segment *
+segment_get(struct log *lg, uint32_t id)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, id);
+	pthread_mutex_unlock(&lg->tab_lock);
+	return s;
+}
+
+static struct segment *
+after_locked(struct log *lg, uint32_t after, bool retired)
+{
+	uint32_t i = after < lg->seg_base ? 0 : after - lg->seg_base + 1;
+
+	for (; i < lg->nsegs; i++)
+		if (lg->segs[i] && !lg->segs[i]->gone && (retired || !lg->segs[i]->retired))
+			return lg->segs[i];
+	return NULL;
+}
+
+struct segment *
+segment_after(struct log *lg, uint32_t after)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = after_locked(lg, after, false);
+	pthread_mutex_unlock(&lg->tab_lock);
+	return s;
+}
+
+struct segment *
+segment_after_any(struct log *lg, uint32_t after)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = after_locked(lg, after, true);
+	pthread_mutex_unlock(&lg->tab_lock);
+	return s;
+}
+
+/* Make the table reach up to id. The ids in front that are gone are shifted out first. */
+static int
+table_grow_locked(struct log *lg, uint32_t id)
+{
+	uint32_t skip = 0, cap;
+	struct segment **segs;
+
+	if (!lg->nsegs)
+		lg->seg_base = id;
+	while (skip < lg->nsegs && !lg->segs[skip])
+		skip++;
+	if (skip && lg->nsegs >= lg->segs_cap) {
+		memmove(lg->segs, lg->segs + skip, (lg->nsegs - skip) * sizeof(*segs));
+		lg->nsegs -= skip;
+		lg->seg_base = lg->nsegs ? lg->seg_base + skip : id;
+	}
+	if (id - lg->seg_base >= lg->segs_cap) {
+		cap = (id - lg->seg_base + 1) * 2 + 16;
+		segs = realloc(lg->segs, cap * sizeof(*segs));
+		if (!segs)
+			return -ENOMEM;
+		lg->segs = segs;
+		lg->segs_cap = cap;
+	}
+	while (lg->nsegs <= id - lg->seg_base)
+		lg->segs[lg->nsegs++] = NULL;
+	return 0;
+}
+
+struct segment *
+segment_add(struct log *lg, uint32_t id, int fd)
+{
+	struct segment *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->lg = lg;
+	s->id = id;
+	s->fd = fd;
+	pthread_mutex_lock(&lg->tab_lock);
+	if (table_grow_locked(lg, id)) {
+		free(s);
+		s = NULL;
+	} else {
+		lg->segs[id - lg->seg_base] = s;
+	}
+	pthread_mutex_unlock(&lg->tab_lock);
+	return s;
+}
+
+void
+segment_drop(struct log *lg, struct segment *s)
+{
+	pthread_mutex_lock(&lg->tab_lock);
+	lg->segs[s->id - lg->seg_base] = NULL;
+	while (lg->nsegs && !lg->segs[lg->nsegs - 1])
+		lg->nsegs--;
+	pthread_mutex_unlock(&lg->tab_lock);
+	(void)lg->cfg.disk->ops->close(lg->cfg.disk, s->fd); /* what matters in it has been flushed */
+	free(s);
+}
+
+uint32_t
+segment_ranges(struct log *lg, uint32_t upto, struct segment_range *out, uint32_t cap)
+{
+	uint32_t n = 0, last = 0;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	for (uint32_t i = 0; i < lg->nsegs && lg->seg_base + i <= upto; i++) {
+		uint32_t id = lg->seg_base + i;
+
+		if (!lg->segs[i] || lg->segs[i]->retired)
+			continue;
+		if (!n || id != last + 1) {
+			if (n < cap)
+				out[n] = (struct segment_range){ .first = id };
+			n++;
+		}
+		if (n <= cap)
+			out[n - 1].count++;
+		last = id;
+	}
+	pthread_mutex_unlock(&lg->tab_lock);
+	return n;
+}
+
+/* ---- room ---- */
+
+static int
+allocate(struct log *lg, struct segment *s, uint64_t from, uint64_t to)
+{
+	struct disk *d = lg->cfg.disk;
+	uint8_t *zeros;
+	int r, tries = 0;
+
+	do
+		r = d->ops->fallocate(d, s->fd, 0, (off_t)from, (off_t)(to - from));
+	while ((r == -EINTR || r == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
+	if (r != -EOPNOTSUPP && r != -ENOSYS)
+		return r == -EFBIG ? -ENOSPC : r;
+	zeros = calloc(1, ROOM_UNIT);
+	if (!zeros)
+		return -ENOMEM;
+	for (r = 0; !r && from < to; from += ROOM_UNIT)
+		r = disk_pwrite_full(d, s->fd, zeros, to - from < ROOM_UNIT ? to - from : ROOM_UNIT, from, 0);
+	free(zeros);
+	return r == -EFBIG ? -ENOSPC : r;
+}
+
+static uint64_t
+round_up(uint64_t n, uint64_t unit)
+{
+	return (n + unit - 1) / unit * unit;
+}
+
+/* How far to allocate when `end` is needed and there is plenty. */
+static uint64_t
+room_target(const struct log *lg, const struct segment *s, uint64_t end)
+{
+	uint64_t step = round_up(s->alloc / 4, ROOM_UNIT), target;
+
+	if (step < ROOM_STEP_MIN)
+		step = ROOM_STEP_MIN;
+	if (step > ROOM_STEP_MAX)
+		step = ROOM_STEP_MAX;
+	target = round_up(end, ROOM_UNIT) + step;
+	if (target > lg->cfg.segment_size)
+		target = end > lg->cfg.segment_size ? round_up(end, ROOM_UNIT) : lg->cfg.segment_size;
+	return target;
+}
+
+/* Free bytes of the disk beyond the reserve; without an answer the allocation itself decides. */
+static void
+space_left(struct log *lg, uint64_t *avail, uint64_t *beyond)
+{
+	struct disk_space sp;
+
+	*avail = *beyond = UINT64_MAX;
+	if (lg->cfg.disk->ops->space(lg->cfg.disk, &sp))
+		return;
+	*avail = sp.avail;
+	*beyond = sp.avail > lg->cfg.reserve ? sp.avail - lg->cfg.reserve : 0;
+}
+
+/* space_lock held. */
+static int
+room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved)
+{
+	uint64_t target = room_target(lg, s, end), exact = round_up(end, ROOM_UNIT), avail, beyond;
+	bool soft;
+	int r = 0;
+
+	if (target < s->alloc)
+		target = s->alloc;
+	if (exact < s->alloc)
+		exact = s->alloc;
+	space_left(lg, &avail, &beyond);
+	if (target - s->alloc > beyond)
+		target = exact;
+	soft = target - s->alloc <= beyond;
+	if (!soft && !reserved)
+		return -ENOSPC;
+	if (target > s->alloc) {
+		r = allocate(lg, s, s->alloc, target);
+		if ((r == -ENOSPC || r == -EDQUOT) && exact > s->alloc && exact < target) {
+			target = exact;
+			r = allocate(lg, s, s->alloc, target);
+		}
+	}
+	if (r)
+		return r;
+	pthread_mutex_lock(&lg->lock);
+	s->alloc = target;
+	if (soft)
+		s->soft = target;
+	pthread_mutex_unlock(&lg->lock);
+	return 0;
+}
+
+/* space_lock held. */
+static int
+create_segment(struct log *lg, struct segment **out)
+{
+	struct disk *d = lg->cfg.disk;
+	char name[SEGMENT_NAME_SIZE];
+	int fd, tries = 0;
+
+	do {
+		if (!lg->next_id)
+			return -EOVERFLOW;
+		segment_name(name, lg->next_id);
+		fd = d->ops->open(d, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		if (fd == -EEXIST)
+			lg->next_id++; /* somebody put a file there; it is not ours */
+	} while ((fd == -EEXIST || fd == -EINTR || fd == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
+	if (fd < 0)
+		return fd;
+	*out = segment_add(lg, lg->next_id, fd);
+	if (!*out) {
+		(void)d->ops->close(d, fd); /* an empty file; the next start removes it */
+		lg->next_id++;
+		return -ENOMEM;
+	}
+	lg->next_id++;
+	pthread_mutex_lock(&lg->lock);
+	lg->dir_dirty = true;
+	pthread_mutex_unlock(&lg->lock);
+	return 0;
+}
+
+int
+segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
+{
+	struct segment *s;
+	uint32_t after;
+	int r = 0;
+
+	pthread_mutex_lock(&lg->space_lock);
+	if (id) {
+		s = segment_get(lg, id);
+	} else {
+		pthread_mutex_lock(&lg->lock);
+		after = lg->active ? lg->active->id : 0;
+		pthread_mutex_unlock(&lg->lock);
+		s = segment_after(lg, after);
+		if (!s)
+			r = create_segment(lg, &s);
+	}
+	if (!r && s && (reserved ? s->alloc : s->soft) < end)
+		r = room_extend(lg, s, end, reserved);
+	pthread_mutex_unlock(&lg->space_lock);
+	return r;
+}
+
+/* ---- housekeeping ---- */
+
+#define SERVICE_DIR   1u
+#define SERVICE_AHEAD 2u
+#define SERVICE_NEXT  4u
+#define SERVICE_TRIM  8u
+#define SERVICE_GONE  16u
+
+/* The active segment should have room for what comes in the next moments. */
+static bool
+needs_ahead_locked(const struct log *lg)
+{
+	const struct segment *s = lg->active;
+	uint64_t low;
+
+	if (!s || s->soft >= lg->cfg.segment_size)
+		return false;
+	low = s->alloc / 8 < ROOM_STEP_MIN / 4 ? ROOM_STEP_MIN / 4 : s->alloc / 8;
+	if (low > ROOM_STEP_MAX / 2)
+		low = ROOM_STEP_MAX / 2;
+	return s->used + low > s->soft;
+}
+
+/* Retired segments whose retirement is durable and that are not gone, or gone and unpinned. tab_lock held. */
+static struct segment *
+next_to_delete(struct log *lg, struct log_pos durable)
+{
+	for (uint32_t i = 0; i < lg->nsegs; i++) {
+		struct segment *s = lg->segs[i];
+
+		if (s && s->retired && (s->gone ? !s->pins : log_pos_cmp(s->retire_end, durable) <= 0))
+			return s;
+	}
+	return NULL;
+}
+
+static unsigned
+service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
+{
+	struct log_pos durable;
+	struct segment *s;
+	unsigned need;
+
+	*trim = NULL;
+	pthread_mutex_lock(&lg->lock);
+	durable = lg->durable;
+	need = lg->dir_dirty ? SERVICE_DIR : 0;
+	*ahead = lg->active ? lg->active->soft + 1 : 0;
+	if (needs_ahead_locked(lg))
+		need |= SERVICE_AHEAD;
+	pthread_mutex_lock(&lg->tab_lock);
+	for (uint32_t i = 0; lg->trims && i < lg->nsegs && !*trim; i++) {
+		s = lg->segs[i];
+		if (s && s->trim && s->id < lg->written_pos.seg)
+			*trim = s;
+	}
+	if (lg->active && lg->active->used > lg->cfg.segment_size - lg->cfg.segment_size / 4 &&
+	    !after_locked(lg, lg->active->id, false))
+		need |= SERVICE_NEXT;
+	if (lg->retiring && next_to_delete(lg, durable))
+		need |= SERVICE_GONE;
+	pthread_mutex_unlock(&lg->tab_lock);
+	pthread_mutex_unlock(&lg->lock);
+	return need | (*trim ? SERVICE_TRIM : 0);
+}
+
+bool
+log_service_due(struct log *lg)
+{
+	struct segment *trim;
+	uint64_t ahead;
+
+	return !lg->cfg.readonly && service_needs(lg, &ahead, &trim) != 0;
+}
+
+/* Make the entries of all files that exist now durable. */
+int
+segment_sync_dir(struct log *lg)
+{
+	uint32_t upto;
+	int r;
+
+	pthread_mutex_lock(&lg->space_lock);
+	upto = lg->next_id;
+	r = lg->cfg.disk->ops->fsync_dir(lg->cfg.disk);
+	if (!r) {
+		pthread_mutex_lock(&lg->lock);
+		pthread_mutex_lock(&lg->tab_lock);
+		for (uint32_t i = 0; i < lg->nsegs; i++)
+			if (lg->segs[i] && lg->segs[i]->id < upto)
+				lg->segs[i]->dir_synced = true;
+		pthread_mutex_unlock(&lg->tab_lock);
+		lg->dir_dirty = false;
+		pthread_mutex_unlock(&lg->lock);
+	}
+	pthread_mutex_unlock(&lg->space_lock);
+	return r;
+}
+
+/* Give the space behind a sealed segment's end back. */
+static int
+trim_segment(struct log *lg, struct segment *s)
+{
+	int r;
+
+	pthread_mutex_lock(&lg->space_lock);
+	r = lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)s->used);
+	if (!r) {
+		pthread_mutex_lock(&lg->lock);
+		s->alloc = s->soft = s->used;
+		s->trim = false;
+		lg->trims--;
+		pthread_mutex_unlock(&lg->lock);
+	}
+	pthread_mutex_unlock(&lg->space_lock);
+	return r;
+}
+
+/* Delete one retired segment's file, or free one that is gone. space_lock held. */
+static int
+delete_segment(struct log *lg, struct segment *s)
+{
+	struct disk *d = lg->cfg.disk;
+	char name[SEGMENT_NAME_SIZE];
+	int r;
+
+	if (s->gone) {
+		segment_drop(lg, s);
+		pthread_mutex_lock(&lg->tab_lock);
+		lg->retiring--;
+		pthread_mutex_unlock(&lg->tab_lock);
+		return 0;
+	}
+	segment_name(name, s->id);
+	r = d->ops->unlink(d, name);
+	if (r && r != -ENOENT)
+		return r;
+	r = d->ops->fsync_dir(d);
+	if (r)
+		return r;
+	pthread_mutex_lock(&lg->lock);
+	lg->used_total -= s->used;
+	if (s->trim)
+		lg->trims--;
+	s->trim = false;
+	pthread_mutex_lock(&lg->tab_lock);
+	s->gone = true;
+	pthread_mutex_unlock(&lg->tab_lock);
+	pthread_mutex_unlock(&lg->lock);
+	return 0;
+}
+
+static int
+delete_retired(struct log *lg)
+{
+	struct log_pos durable = log_durable_pos(lg);
+	struct segment *s;
+	int r = 0;
+
+	pthread_mutex_lock(&lg->space_lock);
+	while (!r) {
+		pthread_mutex_lock(&lg->tab_lock);
+		s = next_to_delete(lg, durable);
+		pthread_mutex_unlock(&lg->tab_lock);
+		if (!s)
+			break;
+		r = delete_segment(lg, s);
+	}
+	pthread_mutex_unlock(&lg->space_lock);
+	return r;
+}
+
+int
+log_service(struct log *lg)
+{
+	struct segment *trim;
+	uint64_t ahead;
+	unsigned need;
+	int r = 0, e;
+
+	if (lg->cfg.readonly || log_failed(lg))
+		return 0;
+	need = service_needs(lg, &ahead, &trim);
+	if (need & SERVICE_GONE)
+		r = delete_retired(lg);
+	if (need & SERVICE_AHEAD) {
+		e = segment_room(lg, log_tail(lg).seg, ahead, false);
+		r = r ? r : e;
+	}
+	if (need & SERVICE_NEXT) {
+		e = segment_room(lg, 0, 1, false);
+		r = r ? r : e;
+	}
+	for (; trim; service_needs(lg, &ahead, &trim)) {
+		e = trim_segment(lg, trim);
+		r = r ? r : e;
+		if (e)
+			break;
+	}
+	if (service_needs(lg, &ahead, &trim) & SERVICE_DIR) {
+		e = segment_sync_dir(lg);
+		r = r ? r : e;
+	}
+	return r;
+}
+
+/* ---- what the store sees ---- */
+
+int
+log_segment_fd(struct log *lg, uint32_t seg)
+{
+	struct segment *s;
+	int fd;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	fd = s ? s->fd : -1;
+	pthread_mutex_unlock(&lg->tab_lock);
+	return fd;
+}
+
+void
+log_segment_pin(struct log *lg, uint32_t seg, uint32_t n)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	if (s)
+		s->pins += n;
+	pthread_mutex_unlock(&lg->tab_lock);
+}
+
+void
+log_segment_unpin(struct log *lg, uint32_t seg, uint32_t n)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	if (s) {
+		assert(s->pins >= n);
+		s->pins -= n;
+	}
+	pthread_mutex_unlock(&lg->tab_lock);
+}
+
+void
+log_segment_live(struct log *lg, uint32_t seg, int64_t delta)
+{
+	struct segment *s;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	if (s)
+		s->live += delta;
+	pthread_mutex_unlock(&lg->tab_lock);
+}
+
+unsigned
+log_segments(struct log *lg, struct log_segment_info *out, unsigned cap)
+{
+	unsigned n = 0;
+
+	pthread_mutex_lock(&lg->lock);
+	pthread_mutex_lock(&lg->tab_lock);
+	for (uint32_t i = 0; i < lg->nsegs; i++) {
+		const struct segment *s = lg->segs[i];
+
+		if (!s || s->gone)
+			continue;
+		if (n < cap)
+			out[n] = (struct log_segment_info){
+				.id = s->id, .used = s->used, .alloc = s->alloc > s->used ? s->alloc : s->used,
+				.live = s->live > 0 ? (uint64_t)s->live : 0, .pins = s->pins,
+				.active = lg->active && s->id >= lg->active->id, .retired = s->retired,
+			};
+		n++;
+	}
+	pthread_mutex_unlock(&lg->tab_lock);
+	pthread_mutex_unlock(&lg->lock);
+	return n;
+}
+
+bool
+log_segment_exists(struct log *lg, uint32_t seg)
+{
+	struct segment *s;
+	bool yes;
+
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	yes = s && !s->gone;
+	pthread_mutex_unlock(&lg->tab_lock);
+	return yes;
+}
+
+uint32_t
+log_segment_next(struct log *lg, uint32_t from)
+{
+	struct segment *s = segment_after_any(lg, from ? from - 1 : 0);
+
+	return s ? s->id : 0;
+}
+
+static void
+set_retired(struct segment *s, bool retired, struct log_pos end)
+{
+	struct log *lg = s->lg;
+
+	pthread_mutex_lock(&lg->lock);
+	pthread_mutex_lock(&lg->tab_lock);
+	if (retired != s->retired)
+		lg->retiring += retired ? 1 : -1u;
+	s->retired = retired;
+	s->retire_end = end;
+	pthread_mutex_unlock(&lg->tab_lock);
+	if (retired && end.seg != UINT32_MAX)
+		log_want_flush(lg, end);
+	pthread_mutex_unlock(&lg->lock);
+}
+
+void
+segment_set_retired(struct segment *s, struct log_pos end)
+{
+	set_retired(s, true, end);
+}
+
+/* The note is written (or is not): now it is known where it must be durable up to. */
+static void
+retire_applied(struct log_append *a, int err)
+{
+	struct segment *s = (struct segment *)(void *)((char *)a - offsetof(struct segment, note));
+
+	set_retired(s, !err, a->end);
+}
+
+/* Retired from now on, as far as the ranges in new segment headers go; not to be deleted yet. */
+static int
+retire_begin(struct log *lg, uint32_t seg, struct segment **out)
+{
+	struct segment *s;
+	int err = 0;
+
+	pthread_mutex_lock(&lg->lock);
+	pthread_mutex_lock(&lg->tab_lock);
+	s = get_locked(lg, seg);
+	if (!s || s->gone)
+		err = -ENOENT;
+	else if (s->retired)
+		err = -EALREADY;
+	else if (!lg->active || seg >= lg->active->id || seg >= lg->written_pos.seg)
+		err = -EBUSY;
+	pthread_mutex_unlock(&lg->tab_lock);
+	pthread_mutex_unlock(&lg->lock);
+	if (!err)
+		set_retired(s, true, log_pos_make(UINT32_MAX, UINT64_MAX));
+	*out = s;
+	return err;
+}
+
+int
+log_segment_retire(struct log *lg, uint32_t seg)
+{
+	uint8_t id[4];
+	struct record r = { .type = REC_RETIRE, .payload = id, .payload_size = sizeof(id) };
+	struct log_place place;
+	struct segment *s;
+	int err;
+
+	put_le32(id, seg);
+	err = retire_begin(lg, seg, &s);
+	if (err)
+		return err == -EALREADY ? 0 : err;
+	s->note = (struct log_append){ .need = LOG_WRITTEN, .apply = retire_applied };
+	err = log_append(lg, &s->note, &r, 1, &place, true);
+	if (err)
+		set_retired(s, false, log_pos_make(0, 0));
+	return err;
+}
