@@ -257,7 +257,7 @@ put_option(struct put *p, int c)
 	case OPT_TTL:
 		if (units_parse_duration(optarg, strlen(optarg), &ns) != 0)
 			return ctl_usage(p->cmd, "'%s' is not a duration; write 60, 1.5, 500ms, 10m, 24h or 7d", optarg);
-		p->ttl = ns ? optarg : NULL;
+		p->ttl = optarg;
 		return CTL_OK;
 	case OPT_IF_VERSION:
 		if (p->cmd == &ctl_cas)

@@ -126,7 +126,6 @@ struct segment {
 	uint64_t used;   /* end of what has been appended; protected by lock */
 	uint64_t alloc;  /* end of the allocated space; changed under space_lock and lock, read under either */
 	uint64_t soft;   /* how much of it appends without `reserved` may use; as alloc */
-	uint64_t flushed;/* bytes known to be on stable storage; protected by lock */
 	bool dir_synced; /* its directory entry is durable; protected by lock */
 	bool trim;       /* sealed, allocated beyond `used`; protected by lock */
 	int64_t live;    /* the rest: protected by tab_lock */
@@ -161,7 +160,8 @@ struct batch {
 	uint32_t dir_cap;     /* entries */
 	struct iovec *iov;    /* [0] segment header, [1] batch header, [2..] pieces, last: directory */
 	unsigned niov, iov_cap;
-	uint32_t piece_cap;   /* of the last piece; 0: closed */
+	uint32_t piece_cap;   /* of the last piece; 0: it takes no more */
+	uint8_t *piece;       /* one of LOG_PIECE_SIZE, kept for the next use */
 	struct log_append *first, **last;
 	unsigned appends;
 	bool want;            /* somebody needs it durable */

@@ -229,24 +229,27 @@ room_target(const struct log *lg, const struct segment *s, uint64_t end)
 	return target;
 }
 
-/* Free bytes of the disk beyond the reserve; without an answer the allocation itself decides. */
-static void
-space_left(struct log *lg, uint64_t *avail, uint64_t *beyond)
+/* Free bytes of the disk; without an answer the allocation itself decides. */
+static uint64_t
+space_left(struct log *lg)
 {
 	struct disk_space sp;
 
-	*avail = *beyond = UINT64_MAX;
-	if (lg->cfg.disk->ops->space(lg->cfg.disk, &sp))
-		return;
-	*avail = sp.avail;
-	*beyond = sp.avail > lg->cfg.reserve ? sp.avail - lg->cfg.reserve : 0;
+	return lg->cfg.disk->ops->space(lg->cfg.disk, &sp) ? UINT64_MAX : sp.avail;
+}
+
+/* May `bytes` be allocated without touching the reserve? */
+static bool
+spares_reserve(const struct log *lg, uint64_t avail, uint64_t bytes)
+{
+	return avail >= lg->cfg.reserve && bytes <= avail - lg->cfg.reserve;
 }
 
 /* space_lock held. */
 static int
 room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved)
 {
-	uint64_t target = room_target(lg, s, end), exact = round_up(end, ROOM_UNIT), avail, beyond;
+	uint64_t target = room_target(lg, s, end), exact = round_up(end, ROOM_UNIT), avail = space_left(lg);
 	bool soft;
 	int r = 0;
 
@@ -254,17 +257,16 @@ room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved)
 		target = s->alloc;
 	if (exact < s->alloc)
 		exact = s->alloc;
-	space_left(lg, &avail, &beyond);
-	if (target - s->alloc > beyond)
+	if (!spares_reserve(lg, avail, target - s->alloc))
 		target = exact;
-	soft = target - s->alloc <= beyond;
+	soft = spares_reserve(lg, avail, target - s->alloc);
 	if (!soft && !reserved)
 		return -ENOSPC;
 	if (target > s->alloc) {
 		r = allocate(lg, s, s->alloc, target);
-		if ((r == -ENOSPC || r == -EDQUOT) && exact > s->alloc && exact < target) {
+		if ((r == -ENOSPC || r == -EDQUOT) && exact < target) {
 			target = exact;
-			r = allocate(lg, s, s->alloc, target);
+			r = target > s->alloc ? allocate(lg, s, s->alloc, target) : 0;
 		}
 	}
 	if (r)
