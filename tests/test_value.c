@@ -3,7 +3,8 @@
  * test_value.c - extents of values against a plain map of who owns each byte; clones; failures; memory.
  *
  * The model works in units: 16 units make a chunk, a unit is VALUE_CHUNK / 16 bytes (plus a few bytes at the edges, so
- * that nothing relies on alignment). Every put gets its own record number, so each unit says which byte of which put it is.
+ * that nothing relies on alignment). Every put gets its own record number, so each unit says which byte of which put it
+ * is.
  */
 #include "store/value.h"
 

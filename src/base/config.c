@@ -81,3 +81,559 @@ static const struct config_option options[] = {
 	{"log_level", CONFIG_WORD, AT(log_level), "info", "error|warning|info|debug", NULL, 0, 0, NULL,
 	 "which messages go to syslog, or to standard error in the foreground"},
 };
+
+static_assert(sizeof(options) / sizeof(options[0]) == CONFIG_OPTIONS, "CONFIG_OPTIONS is the length of the table");
+
+static void __attribute__((format(printf, 3, 4)))
+say(char *err, size_t cap, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(err, cap, fmt, ap);
+	va_end(ap);
+}
+
+const struct config_option *
+config_options(void)
+{
+	return options;
+}
+
+static int
+find_index(const char *name)
+{
+	for (int i = 0; i < CONFIG_OPTIONS; i++) {
+		if (strcmp(options[i].name, name) == 0)
+			return i;
+	}
+	return -1;
+}
+
+const struct config_option *
+config_find(const char *name)
+{
+	int i = find_index(name);
+
+	return i < 0 ? NULL : &options[i];
+}
+
+/* Letters to insert, delete or replace to get from a to b (Levenshtein); both short. */
+static unsigned
+edit_distance(const char *a, const char *b)
+{
+	unsigned row[33];
+	size_t na = strlen(a), nb = strlen(b);
+
+	if (na > 32 || nb > 32)
+		return UINT_MAX;
+	for (size_t j = 0; j <= nb; j++)
+		row[j] = (unsigned)j;
+	for (size_t i = 1; i <= na; i++) {
+		unsigned diagonal = row[0];
+
+		row[0] = (unsigned)i;
+		for (size_t j = 1; j <= nb; j++) {
+			unsigned best = diagonal + (a[i - 1] != b[j - 1]);
+
+			diagonal = row[j];
+			if (row[j] + 1 < best)
+				best = row[j] + 1;
+			if (row[j - 1] + 1 < best)
+				best = row[j - 1] + 1;
+			row[j] = best;
+		}
+	}
+	return row[nb];
+}
+
+const char *
+config_suggest(const char *name)
+{
+	const char *best = NULL;
+	unsigned least = 3;
+
+	for (int i = 0; i < CONFIG_OPTIONS; i++) {
+		unsigned d = edit_distance(name, options[i].name);
+
+		if (d < least && d < strlen(options[i].name)) {
+			least = d;
+			best = options[i].name;
+		}
+	}
+	return best;
+}
+
+/* ---- values ---- */
+
+static const char *
+allowed_text(const struct config_option *o)
+{
+	return o->allowed ? o->allowed : o->words;
+}
+
+/* Index of `value` in "a|b|c", or -1. */
+static int
+find_word(const char *words, const char *value)
+{
+	size_t len = strlen(value);
+
+	for (int i = 0;; i++) {
+		const char *end = strchrnul(words, '|');
+
+		if ((size_t)(end - words) == len && memcmp(words, value, len) == 0)
+			return i;
+		if (!*end)
+			return -1;
+		words = end + 1;
+	}
+}
+
+static int
+parse_flag(const char *value, bool *out)
+{
+	static const char *const yes[] = {"yes", "true", "on", "1"}, *const no[] = {"no", "false", "off", "0"};
+
+	for (size_t i = 0; i < sizeof(yes) / sizeof(yes[0]); i++) {
+		if (strcasecmp(value, yes[i]) == 0 || strcasecmp(value, no[i]) == 0) {
+			*out = strcasecmp(value, yes[i]) == 0;
+			return 0;
+		}
+	}
+	return -EINVAL;
+}
+
+static bool
+is_digits(const char *s)
+{
+	return *s && s[strspn(s, "0123456789")] == '\0';
+}
+
+static int
+parse_unsigned(int (*parse)(const char *s, size_t len, uint64_t *n), const char *value, int64_t *out)
+{
+	uint64_t n;
+	int rc = parse(value, strlen(value), &n);
+
+	if (rc)
+		return rc;
+	if (n > INT64_MAX)
+		return -ERANGE;
+	*out = (int64_t)n;
+	return 0;
+}
+
+static int
+parse_micros(const char *value, int64_t *out)
+{
+	int rc;
+
+	if (!is_digits(value))
+		return units_parse_duration(value, strlen(value), out);
+	rc = parse_unsigned(units_parse_u64, value, out);
+	if (rc == 0 && *out > INT64_MAX / 1000)
+		rc = -ERANGE;
+	if (rc == 0)
+		*out *= 1000;
+	return rc;
+}
+
+static int
+parse_octal(const char *value, int64_t *out)
+{
+	if (!*value || strlen(value) > 8 || value[strspn(value, "01234567")] != '\0')
+		return -EINVAL;
+	*out = strtol(value, NULL, 8);
+	return 0;
+}
+
+static int
+parse_owner(enum config_type type, const char *value, int64_t *out)
+{
+	if (is_digits(value))
+		return parse_unsigned(units_parse_u64, value, out);
+	if (type == CONFIG_USER) {
+		const struct passwd *pw = getpwnam(value);
+
+		if (!pw)
+			return -EINVAL;
+		*out = pw->pw_uid;
+	} else {
+		const struct group *gr = getgrnam(value);
+
+		if (!gr)
+			return -EINVAL;
+		*out = gr->gr_gid;
+	}
+	return 0;
+}
+
+static int
+parse_number(const struct config_option *o, const char *value, int64_t *out)
+{
+	int rc = -EINVAL;
+
+	if (o->special && strcmp(value, o->special) == 0) {
+		*out = o->type == CONFIG_USER || o->type == CONFIG_GROUP ? -1 : 0;
+		return 0;
+	}
+	switch (o->type) {
+	case CONFIG_SIZE:
+		rc = parse_unsigned(units_parse_size, value, out);
+		break;
+	case CONFIG_COUNT:
+		rc = parse_unsigned(units_parse_u64, value, out);
+		break;
+	case CONFIG_DURATION:
+		rc = units_parse_duration(value, strlen(value), out);
+		break;
+	case CONFIG_MICROS:
+		rc = parse_micros(value, out);
+		break;
+	case CONFIG_USER:
+	case CONFIG_GROUP:
+		rc = parse_owner(o->type, value, out);
+		break;
+	case CONFIG_OCTAL:
+		rc = parse_octal(value, out);
+		break;
+	case CONFIG_PATH:
+	case CONFIG_WORD:
+	case CONFIG_FLAG:
+		break; /* no numbers */
+	}
+	if (rc == 0 && (*out < o->min || *out > o->max))
+		rc = -ERANGE;
+	return rc;
+}
+
+/* A value of any type, parsed but not yet stored. */
+struct parsed {
+	const char *path; /* NULL: the special word */
+	unsigned word;
+	bool flag;
+	int64_t number;
+};
+
+static int
+parse_value(const struct config_option *o, const char *value, struct parsed *p)
+{
+	int word;
+
+	switch (o->type) {
+	case CONFIG_PATH:
+		p->path = strcmp(value, o->special) == 0 ? NULL : value;
+		return *value ? 0 : -EINVAL;
+	case CONFIG_WORD:
+		word = find_word(o->words, value);
+		if (word < 0)
+			return -EINVAL;
+		p->word = (unsigned)word;
+		return 0;
+	case CONFIG_FLAG:
+		return parse_flag(value, &p->flag);
+	default:
+		return parse_number(o, value, &p->number);
+	}
+}
+
+static int
+store_value(struct config *c, const struct config_option *o, const struct parsed *p)
+{
+	void *field = (char *)c + o->offset;
+	char **path = field, *copy = NULL;
+
+	switch (o->type) {
+	case CONFIG_PATH:
+		if (p->path) {
+			copy = strdup(p->path);
+			if (!copy)
+				return -ENOMEM;
+		}
+		free(*path);
+		*path = copy;
+		break;
+	case CONFIG_WORD:
+		*(unsigned *)field = p->word;
+		break;
+	case CONFIG_FLAG:
+		*(bool *)field = p->flag;
+		break;
+	default:
+		*(int64_t *)field = p->number;
+		break;
+	}
+	return 0;
+}
+
+static void
+say_unknown(const char *name, char *err, size_t cap)
+{
+	const char *hint = config_suggest(name);
+	size_t n;
+
+	if (hint)
+		say(err, cap, "unknown option '%s' (did you mean '%s'?); allowed:", name, hint);
+	else
+		say(err, cap, "unknown option '%s'; allowed:", name);
+	for (int i = 0; i < CONFIG_OPTIONS; i++) {
+		n = strlen(err);
+		say(err + n, cap - n, " %s%s", options[i].name, i + 1 < CONFIG_OPTIONS ? "," : "");
+	}
+}
+
+int
+config_set(struct config *c, const char *name, const char *value, enum config_source from, char *err, size_t cap)
+{
+	struct parsed p = {0};
+	int i = find_index(name), rc;
+
+	if (i < 0) {
+		say_unknown(name, err, cap);
+		return -ENOENT;
+	}
+	if (!value && options[i].type == CONFIG_FLAG)
+		value = "yes";
+	if (!value) {
+		say(err, cap, "%s needs a value; allowed: %s", name, allowed_text(&options[i]));
+		return -EINVAL;
+	}
+	rc = parse_value(&options[i], value, &p);
+	if (rc) {
+		say(err, cap, "%s = %s: %s; allowed: %s", name, value, rc == -ERANGE ? "out of range" : "not understood",
+		    allowed_text(&options[i]));
+		return -EINVAL;
+	}
+	if (from < c->source[i])
+		return 0;
+	rc = store_value(c, &options[i], &p);
+	if (rc) {
+		say(err, cap, "out of memory");
+		return rc;
+	}
+	c->source[i] = (unsigned char)from;
+	return 0;
+}
+
+bool
+config_is_set(const struct config *c, const char *name)
+{
+	int i = find_index(name);
+
+	return i >= 0 && c->source[i] != CONFIG_FROM_DEFAULT;
+}
+
+int
+config_init(struct config *c)
+{
+	char err[512];
+
+	memset(c, 0, sizeof(*c));
+	for (int i = 0; i < CONFIG_OPTIONS; i++) {
+		int rc = config_set(c, options[i].name, options[i].def, CONFIG_FROM_DEFAULT, err, sizeof(err));
+
+		assert(rc == 0 || rc == -ENOMEM);
+		if (rc) {
+			config_free(c);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+void
+config_free(struct config *c)
+{
+	free(c->data);
+	c->data = NULL;
+}
+
+/* ---- the file ---- */
+
+#define LINE_MAX_BYTES 180 /* inih's own buffer has 200 */
+
+struct loader {
+	struct config *c;
+	FILE *file;
+	const char *path;
+	const char *mountpoint;
+	char section[PATH_MAX]; /* whole, as it stands in the file */
+	enum config_source from;
+	bool skip;    /* the section is for another mount: check its values, set nothing */
+	int lineno;   /* of the line that inih has now */
+	int rc;       /* of the first mistake */
+	char *err;
+	size_t cap;
+};
+
+/* Remember the first mistake; the ones after it may follow from it. */
+static void __attribute__((format(printf, 3, 4)))
+mistake(struct loader *l, int rc, const char *fmt, ...)
+{
+	va_list ap;
+	size_t n;
+
+	if (l->rc)
+		return;
+	l->rc = rc;
+	say(l->err, l->cap, "%s:%d: ", l->path, l->lineno);
+	n = strlen(l->err);
+	va_start(ap, fmt);
+	vsnprintf(l->err + n, l->cap - n, fmt, ap);
+	va_end(ap);
+}
+
+static void
+strip_slashes(char *path)
+{
+	for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
+		path[n - 1] = '\0';
+}
+
+static bool
+is_our_mount(struct loader *l)
+{
+	char *real;
+	bool same;
+
+	strip_slashes(l->section);
+	if (strcmp(l->section, l->mountpoint) == 0)
+		return true;
+	real = realpath(l->section, NULL);
+	same = real && strcmp(real, l->mountpoint) == 0;
+	free(real);
+	return same;
+}
+
+/* "[name]" at `line`: which mounts the lines below it are for. */
+static void
+enter_section(struct loader *l, const char *line)
+{
+	const char *end = strrchr(line, ']');
+
+	if (!end) {
+		mistake(l, -EINVAL, "a section needs a ']' at its end");
+		return;
+	}
+	snprintf(l->section, sizeof(l->section), "%.*s", (int)(end - line - 1), line + 1);
+	l->skip = false;
+	l->from = CONFIG_FROM_FILE;
+	if (strcmp(l->section, "default") == 0)
+		return;
+	if (l->section[0] != '/') {
+		mistake(l, -EINVAL, "unknown section [%s]; allowed: [default], or a mount point such as [/mnt/kv]", l->section);
+		return;
+	}
+	l->from = CONFIG_FROM_SECTION;
+	l->skip = !is_our_mount(l);
+}
+
+/* inih's reader (as fgets): one line, without indentation. */
+static char *
+read_line(char *buf, int num, void *arg)
+{
+	struct loader *l = arg;
+	char *raw = NULL, *s;
+	size_t cap = 0;
+	ssize_t n;
+
+	n = getline(&raw, &cap, l->file);
+	if (n < 0) {
+		free(raw);
+		return NULL;
+	}
+	l->lineno++;
+	if (strlen(raw) != (size_t)n)
+		mistake(l, -EINVAL, "not a text file: there is a NUL byte");
+	s = raw + strspn(raw, " \t");
+	n = (ssize_t)strlen(s);
+	while (n > 0 && isspace((unsigned char)s[n - 1]))
+		s[--n] = '\0';
+	if (s[0] == '[')
+		enter_section(l, s);
+	if (s[0] == '[') {
+		snprintf(buf, (size_t)num, "[section]\n"); /* ours knows better */
+	} else if (s[0] == '#' || s[0] == ';') {
+		snprintf(buf, (size_t)num, "\n");
+	} else if (n > LINE_MAX_BYTES || n + 2 > num) {
+		mistake(l, -EINVAL, "the line is longer than %d bytes", LINE_MAX_BYTES);
+		snprintf(buf, (size_t)num, "\n");
+	} else {
+		memcpy(buf, s, (size_t)n);
+		memcpy(buf + n, "\n", 2);
+	}
+	free(raw);
+	return buf;
+}
+
+static int
+take_pair(void *arg, const char *section, const char *name, const char *value)
+{
+	struct loader *l = arg;
+	struct config scratch;
+	char err[768];
+	int rc;
+
+	(void)section; /* inih cuts long ones; read_line keeps the whole one */
+	if (l->skip) {
+		rc = config_init(&scratch);
+		if (rc) {
+			mistake(l, rc, "out of memory");
+			return 0;
+		}
+		rc = config_set(&scratch, name, value, l->from, err, sizeof(err));
+		config_free(&scratch);
+	} else {
+		rc = config_set(l->c, name, value, l->from, err, sizeof(err));
+	}
+	if (rc)
+		mistake(l, rc == -ENOENT ? -EINVAL : rc, "%s", err);
+	return rc == 0;
+}
+
+int
+config_load(struct config *c, const char *path, const char *mountpoint, char *err, size_t cap)
+{
+	struct loader l = {.c = c, .path = path, .mountpoint = mountpoint, .from = CONFIG_FROM_FILE, .err = err, .cap = cap};
+	int bad;
+
+	l.file = fopen(path, "re");
+	if (!l.file) {
+		bad = errno;
+		say(err, cap, "%s: %s", path, strerror(bad));
+		return -bad;
+	}
+	bad = ini_parse_stream(read_line, &l, take_pair, &l);
+	if (ferror(l.file)) {
+		l.rc = -EIO;
+		say(err, cap, "%s: cannot be read", path);
+	} else if (bad > 0 && l.rc == 0) {
+		l.lineno = bad;
+		mistake(&l, -EINVAL, "not understood; allowed: NAME = VALUE, [SECTION], or a comment after '#'");
+	} else if (bad < 0 && l.rc == 0) {
+		mistake(&l, -ENOMEM, "out of memory");
+	}
+	fclose(l.file);
+	return l.rc;
+}
+
+/* ---- help ---- */
+
+void
+config_print_help(FILE *f)
+{
+	for (int i = 0; i < CONFIG_OPTIONS; i++) {
+		const struct config_option *o = &options[i];
+
+		if (o->type == CONFIG_FLAG)
+			fprintf(f, "  -o %s\n", o->name);
+		else if (o->words)
+			fprintf(f, "  -o %s=%s\n", o->name, o->words);
+		else
+			fprintf(f, "  -o %s=...\n", o->name);
+		fprintf(f, "        %s\n        default: %s", o->help, o->def);
+		if (o->type != CONFIG_FLAG && !o->words)
+			fprintf(f, "; %s", o->allowed);
+		fprintf(f, "\n");
+	}
+}

@@ -2,8 +2,8 @@
 /*
  * config.h - every option of kvfs in one table, and where its value comes from: default, file, section, command line.
  *
- * The table drives the parsing of -o and of kvfs.conf, the messages about mistakes and kvfs -h; a test holds kvfs.conf and
- * kvfs.conf(5) against it. Values are plain numbers here; main() turns them into what store and mount want.
+ * The table drives the parsing of -o and of kvfs.conf, the messages about mistakes and kvfs -h; a test holds kvfs.conf
+ * and kvfs.conf(5) against it. Values are plain numbers here; main() turns them into what store and mount want.
  * Layer: base. Start of the program only; one thread.
  */
 #ifndef KVFS_BASE_CONFIG_H
@@ -46,7 +46,7 @@ struct config_option {
 	const char *help;        /* for people: what it does, one line */
 };
 
-#define CONFIG_OPTIONS 25
+#define CONFIG_OPTIONS 23
 
 /** Where a value comes from; the later ones beat the earlier ones, whatever the order in which they are read. */
 enum config_source { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_SECTION, CONFIG_FROM_COMMAND };

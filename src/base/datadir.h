@@ -3,8 +3,8 @@
  * datadir.h - the data directory as a place: its default, its creation, and the lock that keeps a second program out.
  *
  * The lock is flock(2) on the file `lock` in the directory; it ends with the process, however that ends. The file holds
- * three lines about its holder: process id, what it is doing ("starting", "mounted", "stopping" or a command's name), and
- * the mount point (empty when there is none). Layer: base. Start and stop of the program only; one thread.
+ * three lines about its holder: process id, what it is doing ("starting", "mounted", "stopping" or a command's name),
+ * and the mount point (empty when there is none). Layer: base. Start and stop of the program only; one thread.
  */
 #ifndef KVFS_BASE_DATADIR_H
 #define KVFS_BASE_DATADIR_H
@@ -23,7 +23,10 @@ struct datadir_holder {
 	char mountpoint[PATH_MAX];
 };
 
-/** The default: /var/lib/kvfs for root, else $XDG_DATA_HOME/kvfs or ~/.local/share/kvfs. malloc'd; NULL: no home, no memory. */
+/**
+ * The default: /var/lib/kvfs for root, else $XDG_DATA_HOME/kvfs or ~/.local/share/kvfs.
+ * Return: malloc'd, or NULL: no home, no memory.
+ */
 char *datadir_default(void);
 
 /**

@@ -2,8 +2,8 @@
 /*
  * diag.c - messages to people; see diag.h.
  *
- * Each message is formatted into a buffer on the stack and leaves by one write(2) or one syslog(3), so no lock is needed
- * for messages. Progress is shown by the thread that does the work; its state is protected by `progress.lock`.
+ * Each message is formatted into a buffer on the stack and leaves by one write(2) or one syslog(3), so messages need no
+ * lock. Progress is shown by the thread that does the work; its state is protected by `progress.lock`.
  * Layer: base. Knows nobody above. Entered by every thread.
  */
 #include "base/diag.h"
@@ -148,6 +148,16 @@ diag_vlog(enum diag_level level, const char *fmt, va_list ap)
 		write_line(level, text);
 	}
 	errno = saved;
+}
+
+void
+diag_say(enum diag_level level, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	diag_vlog(level, fmt, ap);
+	va_end(ap);
 }
 
 #define DEFINE_DIAG(name, level)                                                                                       \

@@ -5,8 +5,8 @@
  * One call is one message: a line without a newline at its end. The line leaves in one piece, whatever other threads
  * write. "Log" in this program always means the data log; these are diagnostics.
  *
- * Threads: everything may be called from any thread, except diag_open, diag_use_syslog, diag_set_level and diag_set_sink,
- * which are for the start of the program. Not for signal handlers. Layer: base.
+ * Threads: everything may be called from any thread, except diag_open, diag_use_syslog and diag_set_sink, which are for
+ * the start of the program. Not for signal handlers. Layer: base.
  */
 #ifndef KVFS_BASE_DIAG_H
 #define KVFS_BASE_DIAG_H
@@ -39,6 +39,7 @@ void diag_err(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void diag_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void diag_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void diag_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void diag_say(enum diag_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void diag_vlog(enum diag_level level, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 
 /**

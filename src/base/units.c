@@ -77,8 +77,8 @@ take_any_case(struct text *t, char upper)
 }
 
 /*
- * At least one digit. Return: 0, -EINVAL, or -ERANGE: the number does not fit, but all its digits have been taken, so that
- * the caller can still find the rest of the text invalid.
+ * At least one digit. Return: 0, -EINVAL, or -ERANGE: the number does not fit, but all its digits have been taken, so
+ * that the caller can still find the rest of the text invalid.
  */
 static int
 take_number(struct text *t, uint64_t *n)

@@ -17,8 +17,8 @@
 #define UNITS_TEXT_MAX 32u
 
 /**
- * A duration: digits, optionally a fraction, optionally a unit (ns us ms s m h d w; none: seconds). What is finer than a
- * nanosecond is rounded up, so that only a true zero gives 0.
+ * A duration: digits, optionally a fraction, optionally a unit (ns us ms s m h d w; none: seconds). What is finer than
+ * a nanosecond is rounded up, so that only a true zero gives 0.
  * @ns: receives nanoseconds, 0 .. INT64_MAX
  * Return: 0, -EINVAL (not a duration), -ERANGE (too long).
  */
@@ -32,8 +32,8 @@ int units_parse_duration(const char *s, size_t len, int64_t *ns);
 int units_parse_time(const char *s, size_t len, int64_t *ns);
 
 /**
- * A size in bytes: digits, optionally k, M, G, T, P or E (any case), all of them binary, optionally followed by B or iB;
- * or digits and B.
+ * A size in bytes: digits, optionally k, M, G, T, P or E (any case), all of them binary, optionally followed by B or
+ * iB; or digits and B.
  * Return: 0, -EINVAL, -ERANGE (2^64 or more).
  */
 int units_parse_size(const char *s, size_t len, uint64_t *bytes);

@@ -84,6 +84,10 @@ publish_fill(struct rq *r, struct handle *h, struct key *k)
 		.set_new = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_INO,
 		.attr = k->created,
 	};
+	if (h->has_if_version && !h->published) {
+		c->cond = STORE_COND_VERSION;
+		c->cond_version = h->if_version;
+	}
 	c->attr.ino = k->ino;
 	if (k->created_xattr_size) {
 		c->set_new |= STORE_SET_XATTRS;
@@ -119,7 +123,7 @@ published(struct rq *r)
 		k->ino = r->commit.out.ino;
 	m->root_changed = now_ns();
 	if (!k->edit_node || k->editors == 0) {
-		if (k->edit_node == NULL)
+		if (k->edit_node == NULL && !h->node->moved)
 			k->cur = h->node;
 		return go_on(r, 0);
 	}
@@ -131,9 +135,7 @@ published(struct rq *r)
 		k->edit = NULL;
 	}
 	r->raw_snap = NULL;
-	struct store_key name = key_name(k);
-
-	r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 2));
+	r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, 2));
 	if (r->err == STORE_PENDING)
 		return RQ_WAIT;
 	r->state = 2;
@@ -178,9 +180,7 @@ publish_committed(struct rq *r)
 	if (err == STORE_UNCERTAIN && ++r->tries < UNCERTAIN_TRIES) {
 		/* Once more; if the first one did happen, our own inode number is there already. */
 		r->state = 4;
-		struct store_key name = key_name(h->key);
-
-		r->err = store_stat(r->m->store, &name, &r->attr, rq_store(r, 4));
+		r->err = store_stat(r->m->store, rq_key_of(r, h->key), &r->attr, rq_store(r, 4));
 		return r->err == STORE_PENDING ? RQ_WAIT : publish_step(r);
 	}
 	d->committing = false;
@@ -308,7 +308,6 @@ edit_draft_get(struct rq *r, struct key *k)
 {
 	struct kvfs_mount *m = r->m;
 	struct node *x = k->edit_node;
-	struct store_key name = key_name(k);
 
 	r->err = 0;
 	if (k->edit)
@@ -328,7 +327,7 @@ edit_draft_get(struct rq *r, struct key *k)
 		if (!r->flag2) {
 			r->raw_snap = NULL;
 			r->flag2 = true;
-			r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, r->state));
+			r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, r->state));
 			if (r->err == STORE_PENDING) {
 				mdraft_put(m, d);
 				return RQ_WAIT;

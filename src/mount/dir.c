@@ -227,7 +227,7 @@ void
 op_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	(void)fi;
-	readdir_start(req, ino, size, off, ino != CTL_NODEID);
+	readdir_start(req, ino, size, off, true);
 }
 
 void

@@ -290,6 +290,14 @@ node_find(struct kvfs_mount *m, uint64_t nodeid)
 }
 
 struct node *
+node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
+{
+	struct node *n = node_find(m, nodeid);
+
+	return n && n->moved && !(n->writers && key_own_writer(n->key, pid)) ? NULL : n;
+}
+
+struct node *
 node_new(struct kvfs_mount *m, struct key *k)
 {
 	struct node *n = calloc(1, sizeof *n);
@@ -337,7 +345,7 @@ node_forget(struct kvfs_mount *m, struct node *n, uint64_t nlookup)
 bool
 node_usable(const struct node *n, uint64_t version)
 {
-	if (n->writers || n->claimed)
+	if (n->writers || n->claimed || n->moved)
 		return false;
 	if (n->key->edit_node)
 		return n == n->key->edit_node;

@@ -3,8 +3,8 @@
  * locks.c - the lock table of one key; see locks.h.
  *
  * Held locks are two plain lists: keys with more than a handful of locks are rare. Invariants of the POSIX list:
- * ascending by start; ranges of one owner are disjoint; ranges of different owners overlap only if both are shared. Of the
- * flock list: one lock per owner; if there is an exclusive one it is alone.
+ * ascending by start; ranges of one owner are disjoint; ranges of different owners overlap only if both are shared. Of
+ * the flock list: one lock per owner; if there is an exclusive one it is alone.
  *
  * A change needs at most two new locks: one for the range itself, one for the right-hand rest of an older range that is
  * split. They are allocated before anything is changed; waiters bring theirs along, so that granting cannot fail.
@@ -165,18 +165,18 @@ absorb_neighbours(struct lock **list, struct lock *l)
 {
 	while (*list) {
 		const struct lock_req *o = &(*list)->r;
+		bool before = l->r.start > 0 && o->end == l->r.start - 1;
+		bool after = l->r.end < LOCK_END && o->start == l->r.end + 1;
 
-		if (!mergeable(o, &l->r)) {
+		if ((!before && !after) || !mergeable(o, &l->r)) {
 			list = &(*list)->next;
-		} else if (l->r.start > 0 && o->end == l->r.start - 1) {
-			l->r.start = o->start;
-			remove_at(list);
-		} else if (l->r.end < LOCK_END && o->start == l->r.end + 1) {
-			l->r.end = o->end;
-			remove_at(list);
-		} else {
-			list = &(*list)->next;
+			continue;
 		}
+		if (before)
+			l->r.start = o->start;
+		else
+			l->r.end = o->end;
+		remove_at(list);
 	}
 }
 

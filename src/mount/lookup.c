@@ -11,12 +11,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static struct store_key
-rq_key(const struct rq *r)
-{
-	return (struct store_key){.data = r->name, .len = r->name_len};
-}
-
 static enum rq_result
 entry_reply(struct rq *r, struct node *n, const struct store_attr *a, bool uncached)
 {
@@ -88,7 +82,6 @@ static enum rq_result
 lookup_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct store_key name = rq_key(r);
 
 	switch (r->state) {
 	case 0:
@@ -101,7 +94,7 @@ lookup_step(struct rq *r)
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -245,13 +238,12 @@ static enum rq_result
 getattr_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_find(m, r->nodeid);
+	struct node *n = node_named(m, r->nodeid, r->pid);
 	struct handle *own;
 
 	if (!n)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
-	struct store_key name = key_name(k);
 
 	switch (r->state) {
 	case 0:
@@ -261,7 +253,7 @@ getattr_step(struct rq *r)
 			return RQ_WAIT;
 		if (k->closing)
 			return rq_park(r, &k->settle_waiters);
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_of(r, k), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -270,7 +262,7 @@ getattr_step(struct rq *r)
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
-			return rq_err(r, r->err == -ENOENT && n->writers ? -ENOENT : r->err);
+			return rq_err(r, r->err == -ENOENT ? -ESTALE : r->err);
 		}
 		if (r->err)
 			r->attr = k->created;
@@ -421,7 +413,7 @@ setattr_reply(struct rq *r)
 static enum rq_result
 setattr_meta_done(struct rq *r)
 {
-	struct node *n = node_find(r->m, r->nodeid);
+	struct node *n = node_named(r->m, r->nodeid, r->pid);
 
 	if (r->err == -ENOENT || r->err == -ESTALE) { /* deleted meanwhile, or only pending: nothing committed to change */
 		if (n && !n->key->named) {
@@ -437,12 +429,11 @@ static enum rq_result
 setattr_attrs(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_find(m, r->nodeid);
+	struct node *n = node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
-	struct store_key name = key_name(k);
 	struct handle *own;
 
 	switch (r->state) {
@@ -461,7 +452,7 @@ setattr_attrs(struct rq *r)
 				n->attr.atime = r->commit.attr.atime;
 			return setattr_reply(r);
 		}
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_of(r, k), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -510,7 +501,7 @@ static enum rq_result
 setattr_size(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_find(m, r->nodeid);
+	struct node *n = node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);

@@ -128,6 +128,7 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
+	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
@@ -150,6 +151,8 @@ struct handle {
 	/* REPL */
 	struct mdraft *draft;
 	bool flushed, written, published, cancelled;
+	bool has_if_version;   /* publish only if the key's version is if_version */
+	uint64_t if_version;
 	bool set_expiry;
 	int64_t expires;
 	/* CTL */
@@ -225,6 +228,8 @@ struct rq {
 		struct flock lk;
 		size_t size;
 	} out;
+	struct store_key store_key; /* for store calls: outlives a rename of the key object */
+	char key_text[STORE_KEY_MAX]; /* last: not cleared */
 };
 
 struct mount_counters {
@@ -271,6 +276,10 @@ void rq_resume(struct rq *r);
 void rq_resume_all(struct list *waiters);
 /** Prepare r->sr for a store call that continues in `state`. */
 struct store_req *rq_store(struct rq *r, int state);
+/** The key's present name, copied into the request: valid for a store call that may be pending. */
+const struct store_key *rq_key_of(struct rq *r, const struct key *k);
+/** Likewise for a name that the request holds. */
+const struct store_key *rq_key_name(struct rq *r, const char *name, uint32_t len);
 /** Copy a name into the request. 0, -ENAMETOOLONG, -ENOMEM. */
 int rq_set_name(struct rq *r, const char *name);
 int rq_set_name2(struct rq *r, const char *name);
@@ -293,6 +302,8 @@ int key_rename(struct kvfs_mount *m, struct key *k, const char *name, uint32_t l
 struct key *key_check_ino(struct kvfs_mount *m, struct key *k, uint64_t ino);
 
 struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
+/** The node of a request that came by a name: NULL (ESTALE makes the kernel look again) if that name is wrong by now. */
+struct node *node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid);
 struct node *node_new(struct kvfs_mount *m, struct key *k);
 /** Free the node if nothing needs it any more. */
 void node_settle(struct kvfs_mount *m, struct node *n);

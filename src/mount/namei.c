@@ -79,7 +79,6 @@ unlink_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
 	struct key *k;
-	struct store_key name = {.data = r->name, .len = r->name_len};
 
 	switch (r->state) {
 	case 0:
@@ -94,7 +93,7 @@ unlink_step(struct rq *r)
 			return RQ_WAIT;
 		r->size = cancel_own(k, r->pid);
 		/* Attributes for the replacement that may create the key again. */
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -108,7 +107,7 @@ unlink_step(struct rq *r)
 		}
 		/* fallthrough */
 	case 3:
-		r->err = store_remove(m->store, &name, 0, names_sync(m), rq_store(r, 2));
+		r->err = store_remove(m->store, rq_key_name(r, r->name, r->name_len), 0, names_sync(m), rq_store(r, 2));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -174,6 +173,7 @@ writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
 		if (from->cur == h->node)
 			from->cur = NULL;
 		h->node->key = key_ref(to);
+		h->node->moved = true;
 		key_put(m, from);
 	}
 	key_put(m, from);
@@ -328,53 +328,84 @@ rename_submit(struct rq *r)
 	return r->err == STORE_PENDING ? RQ_WAIT : RQ_DONE;
 }
 
-/* Read the marker that makes the rename a compare-and-swap. 0 or -errno. */
+/* Find the marker that makes the rename a compare-and-swap. 0 or -errno. */
 static int
-rename_marker(struct rq *r)
+rename_marker(struct rq *r, const uint8_t *blob, uint32_t size)
 {
 	const void *val;
 	uint32_t len;
-	char num[24];
 
-	if (xblob_get(r->xattrs, r->xattr_size, XATTR_IF_VERSION, strlen(XATTR_IF_VERSION), &val, &len) < 0)
+	if (xblob_get(blob, size, XATTR_IF_VERSION, strlen(XATTR_IF_VERSION), &val, &len) < 0)
 		return 0;
-	if (len >= sizeof num)
-		return -EINVAL;
-	memcpy(num, val, len);
-	num[len] = 0;
 	r->flag = true;
-	return units_parse_u64(num, len, &r->version);
+	return units_parse_u64(val, len, &r->version) ? -EINVAL : 0;
 }
 
-static enum rq_result rename_step(struct rq *r);
+/* The same on a key that is only pending; its marker has done its work when the rename has ended well. */
+static int
+pending_marker(struct rq *r)
+{
+	struct key *k = r->key;
+	int e = rename_marker(r, k->created_xattrs, k->created_xattr_size);
 
-/* The caller's own unpublished value is published under the old name first; it then moves like any other. */
+	if (!e && r->flag)
+		e = xblob_set(k->created_xattrs, &k->created_xattr_size, STORE_XATTR_MAX, XATTR_IF_VERSION,
+			      strlen(XATTR_IF_VERSION), NULL, 0, 0);
+	return e ? e : -ENOENT;
+}
+
+/*
+ * Nothing is committed under the old name: only the caller's own replacement is pending there. It goes over to the new
+ * name, unpublished as it is, with the conditions of the rename (r->err, r->attr: what is at the new name).
+ */
 static enum rq_result
-rename_published(struct rq *r)
+rename_pending(struct rq *r)
 {
-	if (r->err)
+	struct kvfs_mount *m = r->m;
+	struct key *a = r->key, *b = r->key2;
+	bool exists = r->err == 0;
+
+	if (r->err && r->err != -ENOENT)
 		return rename_end(r, r->err);
-	r->h = NULL;
-	r->state = 0;
-	r->step = rename_step;
-	return rename_step(r);
-}
+	if (r->flags & RENAME_EXCHANGE)
+		return rename_end(r, -ENOENT);
+	if (exists && (r->flags & RENAME_NOREPLACE))
+		return rename_end(r, -EEXIST);
+	if (r->flag && (exists ? r->attr.version : 0) != r->version)
+		return rename_end(r, -ECANCELED);
+	if (exists) {
+		b->ino = r->attr.ino;
+		b->created = r->attr;
+	} else {
+		if (!b->ino)
+			b->ino = store_new_ino(m->store);
+		b->created = a->created;
+		b->created.ino = b->ino;
+		free(b->created_xattrs);
+		b->created_xattrs = a->created_xattrs;
+		b->created_xattr_size = a->created_xattr_size;
+		a->created_xattrs = NULL;
+		a->created_xattr_size = 0;
+	}
+	struct handle *h = key_own_writer(a, r->pid);
 
-static struct handle *
-own_unpublished(struct key *k, pid_t pid)
-{
-	struct handle *h = key_own_writer(k, pid);
-
-	return h && (!h->published || h->draft->cgen != h->draft->wgen) ? h : NULL;
+	for (; h; h = key_own_writer(a, r->pid)) {
+		writer_move(m, h, b);
+		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
+		h->has_if_version = r->flag;
+		h->if_version = r->version;
+	}
+	return rename_end(r, 0);
 }
 
 static enum rq_result
 rename_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct store_key from = {.data = r->name, .len = r->name_len};
 
 	switch (r->state) {
+	case 6:
+		return rename_pending(r);
 	case 0:
 		if (!r->key)
 			r->key = key_get(m, r->name, r->name_len);
@@ -382,9 +413,6 @@ rename_step(struct rq *r)
 			r->key2 = key_get(m, r->name2, r->name2_len);
 		if (!r->key || !r->key2)
 			return rename_end(r, -ENOMEM);
-		r->h = own_unpublished(r->key, r->pid);
-		if (r->h)
-			return publish_start(r, STORE_SYNC_WRITTEN, rename_published);
 		if (key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		if (key_settle(r, r->key2, NULL) == RQ_WAIT)
@@ -396,11 +424,19 @@ rename_step(struct rq *r)
 			return RQ_WAIT;
 		if (!r->exclusive2 && r->key2 != r->key && turn_exclude(r, r->key2, &r->exclusive2) == RQ_WAIT)
 			return RQ_WAIT;
-		r->err = store_stat(m->store, &from, &r->attr, rq_store(r, 2));
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 2));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
 	case 2:
+		if (r->err == -ENOENT && key_own_writer(r->key, r->pid)) {
+			if (r->key->created_xattr_size)
+				r->err = pending_marker(r);
+			if (r->err && r->err != -ENOENT)
+				return rename_end(r, r->err);
+			r->err = store_stat(m->store, rq_key_name(r, r->name2, r->name2_len), &r->attr, rq_store(r, 6));
+			return r->err == STORE_PENDING ? RQ_WAIT : rename_pending(r);
+		}
 		if (r->err)
 			return rename_end(r, r->err);
 		r->key->ino = r->attr.ino;
@@ -411,14 +447,14 @@ rename_step(struct rq *r)
 			r->xattrs = malloc(STORE_XATTR_MAX);
 			if (!r->xattrs)
 				return rename_end(r, -ENOMEM);
-			r->err = store_xattrs(m->store, &from, r->xattrs, STORE_XATTR_MAX, &r->xattr_size, rq_store(r, 3));
+			r->err = store_xattrs(m->store, rq_key_name(r, r->name, r->name_len), r->xattrs, STORE_XATTR_MAX, &r->xattr_size, rq_store(r, 3));
 			if (r->err == STORE_PENDING)
 				return RQ_WAIT;
 		}
 		/* fallthrough */
 	case 3:
 		if (!r->err && r->xattr_size)
-			r->err = rename_marker(r);
+			r->err = rename_marker(r, r->xattrs, r->xattr_size);
 		if (r->err)
 			return rename_end(r, r->err);
 		/* fallthrough */

@@ -37,10 +37,9 @@ static enum rq_result
 expire_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct store_key name = {.data = r->name, .len = r->name_len};
 
 	if (r->state == 0) {
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 	}

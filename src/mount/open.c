@@ -272,10 +272,9 @@ open_step(struct rq *r)
 	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n)
+	if (!n || n->moved)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
-	struct store_key name = key_name(k);
 
 	if (kind == H_REPL)
 		return open_writer(r, n);
@@ -288,7 +287,7 @@ open_step(struct rq *r)
 			return RQ_WAIT;
 		r->raw_snap = NULL;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 1));
+		r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -296,7 +295,7 @@ open_step(struct rq *r)
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
 
-			return rq_err(r, own ? -EBUSY : -ENOENT);
+			return rq_err(r, own ? -EBUSY : -ESTALE); /* the second walk finds out */
 		}
 		if (r->err)
 			return rq_err(r, r->err);
@@ -358,6 +357,21 @@ created_reply(struct rq *r, struct handle *h, struct node *n, const struct store
 	return RQ_DONE;
 }
 
+/* O_EXCL while another O_EXCL of the key is pending. */
+static bool
+excl_pending(const struct rq *r, const struct key *k)
+{
+	if (!(r->fi.flags & O_EXCL))
+		return false;
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (h->excl && !h->cancelled)
+			return true;
+	}
+	return false;
+}
+
 static enum rq_result
 create_writer(struct rq *r, struct key *k)
 {
@@ -366,16 +380,8 @@ create_writer(struct rq *r, struct key *k)
 	struct node *n;
 	bool exists = r->err == 0;
 
-	if (r->fi.flags & O_EXCL) {
-		if (exists)
-			return rq_err(r, -EEXIST);
-		for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
-			struct handle *o = list_entry(l, struct handle, of_key);
-
-			if (o->excl && !o->cancelled)
-				return rq_err(r, -EEXIST);
-		}
-	}
+	if ((exists && (r->fi.flags & O_EXCL)) || excl_pending(r, k))
+		return rq_err(r, -EEXIST);
 	if (exists) {
 		k->ino = r->attr.ino;
 		k->created = r->attr;
@@ -472,7 +478,6 @@ static enum rq_result
 create_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct store_key name = {.data = r->name, .len = r->name_len};
 	enum handle_kind kind = r->flag ? H_EDIT : kind_of(r->fi.flags, true); /* flag: MKNOD */
 
 	switch (r->state) {
@@ -483,7 +488,7 @@ create_step(struct rq *r)
 			return rq_err(r, -ENOMEM);
 		if (key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -492,7 +497,7 @@ create_step(struct rq *r)
 			return rq_err(r, r->err);
 		if (kind == H_REPL)
 			return create_writer(r, r->key);
-		if (r->err == 0 && ((r->fi.flags & O_EXCL) || r->flag))
+		if ((r->err == 0 && ((r->fi.flags & O_EXCL) || r->flag)) || excl_pending(r, r->key))
 			return rq_err(r, -EEXIST);
 		r->state = 1; /* a wait for the turn comes back here, with r->err still -ENOENT */
 		if (r->err == -ENOENT) {
@@ -530,7 +535,7 @@ create_step(struct rq *r)
 			return n ? created_reply(r, NULL, n, &r->commit.out, false) : rq_err(r, -ENOMEM);
 		}
 		r->raw_snap = NULL;
-		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 3));
+		r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr, rq_store(r, 3));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -607,7 +612,6 @@ editor_gone(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
 	struct key *k = r->key;
-	struct store_key name = key_name(k);
 	struct node *x = k->edit_node;
 
 	switch (r->state) {
@@ -615,7 +619,7 @@ editor_gone(struct rq *r)
 		if (!k->named || k->editors || !x)
 			return rq_err(r, 0);
 		r->raw_snap = NULL;
-		r->err = store_snap_open(m->store, &name, &r->raw_snap, &r->attr, rq_store(r, 1));
+		r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */

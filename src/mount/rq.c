@@ -38,10 +38,11 @@ rq_mount(fuse_req_t req)
 struct rq *
 rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r))
 {
-	struct rq *r = calloc(1, sizeof *r);
+	struct rq *r = malloc(sizeof *r);
 
 	if (!r)
 		return NULL;
+	memset(r, 0, offsetof(struct rq, key_text));
 	r->m = m;
 	r->io = io;
 	r->step = step;
@@ -88,6 +89,20 @@ int
 rq_set_name2(struct rq *r, const char *name)
 {
 	return set_name(name, &r->name2, &r->name2_len);
+}
+
+const struct store_key *
+rq_key_name(struct rq *r, const char *name, uint32_t len)
+{
+	memcpy(r->key_text, name, len);
+	r->store_key = (struct store_key){.data = r->key_text, .len = len};
+	return &r->store_key;
+}
+
+const struct store_key *
+rq_key_of(struct rq *r, const struct key *k)
+{
+	return rq_key_name(r, k->name, k->name_len);
 }
 
 enum rq_result

@@ -29,23 +29,33 @@ struct session_config {
 	unsigned max_background;  /* FUSE max_background */
 	unsigned queue_depth;     /* uring entries per queue; 0: default */
 	bool foreground_signals;  /* install SIGTERM/SIGINT/SIGHUP handlers that stop the session */
+	uint64_t init_flags;      /* FUSE_* INIT flags to accept besides libfuse's own, if the kernel offers them */
 };
+
+/* INIT flags that older headers and libfuse 3.14 do not name (ABI of linux/fuse.h). */
+#define SESSION_INIT_DIRECT_IO_ALLOW_MMAP (1ULL << 36) /* shared mappings of direct_io handles */
 
 struct session_counters {
 	uint64_t requests[64]; /* by FUSE opcode (opcodes >= 64 in 0) */
-	uint64_t spins, sleeps;
+	uint64_t spins, sleeps;       /* waits that ended while polling; waits that went to sleep */
+	uint64_t barriers, forced;    /* barriers asked for; answers given although a queue was full (see worker_barrier) */
 };
 
 /**
  * Mount.
  * @args: argv for libfuse (-o …), argv[0] the program name
  * @ops/@userdata: the file system; its init may set conn->want etc.
+ * No thread is started and no ring made yet: the program may still fork. A request's arguments are valid while its
+ * handler runs and not longer.
  * Return: 0 or -errno (a line went to diag).
  */
 int session_create(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size, void *userdata,
 		   const char *mountpoint, const struct session_config *cfg, struct session **out);
 
-/** Start the workers; returns when they serve (after INIT has been answered, so the mount is usable). 0 or -errno. */
+/**
+ * Start the workers; returns when they serve (after INIT has been answered, so the mount is usable).
+ * Return: 0 or -errno (a line went to diag); session_destroy() is called in either case.
+ */
 int session_start(struct session *s);
 
 /** Block until unmounted, session_stop() or a signal. Return: 0, or the signal number that ended it. */
@@ -54,7 +64,7 @@ int session_wait(struct session *s);
 /** Ask it to end, from any thread or a signal handler. */
 void session_stop(struct session *s);
 
-/** Unmount (if still mounted), join the workers, free. Requests in flight have been answered. */
+/** Unmount (if still mounted), join the workers, free. Requests in flight have been answered (waits 10 s at most). */
 void session_destroy(struct session *s);
 
 struct fuse_session *session_fuse(struct session *s);
@@ -70,17 +80,19 @@ struct io *worker_io(struct worker *w);
 unsigned worker_index(const struct worker *w);
 
 /**
- * Order barrier: call `fn(arg)` on the calling worker once every request that the kernel had queued, anywhere, before
+ * Order barrier: call `fn` on the calling worker once every request that the kernel had queued, anywhere, before
  * the request now being handled has been dequeued and its handler has run. For RELEASE, which is asynchronous and may
- * still be in another worker's hands. With one worker `fn` is still called later, from io_run.
+ * still be in another worker's hands. `fn` is never called from inside worker_barrier(), always later, from io_run;
+ * barriers of one worker end in the order in which they were asked for. The caller keeps the memory until then.
+ *
+ * Over io_uring a worker answers only while it has an entry free in the kernel, because a RELEASE may wait behind a full
+ * queue. If all its entries wait for barriers themselves, or for a second, it answers all the same (counted as forced).
  */
 struct worker_barrier {
 	void (*fn)(struct worker_barrier *b);
 	/* private */
-	struct worker *owner;
-	_Atomic int left;
-	struct io_msg back;
-	void *msgs;
+	struct worker_barrier *next;
+	uint64_t epoch;
 };
 void worker_barrier(struct worker_barrier *b);
 

@@ -48,7 +48,7 @@ xattr_key(struct rq *r)
 		r->err = -ENOMEM;
 		return r->key;
 	}
-	n = node_find(r->m, r->nodeid);
+	n = node_named(r->m, r->nodeid, r->pid);
 	if (!n) {
 		r->err = -ESTALE;
 		return NULL;
@@ -66,7 +66,6 @@ xattr_load(struct rq *r)
 
 	if (!k)
 		return RQ_DONE;
-	struct store_key name = key_name(k);
 
 	switch (r->state) {
 	case 0:
@@ -75,7 +74,7 @@ xattr_load(struct rq *r)
 			r->attr = k->created;
 			return RQ_DONE;
 		}
-		r->err = store_stat(m->store, &name, &r->attr, rq_store(r, 1));
+		r->err = store_stat(m->store, rq_key_of(r, k), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -100,7 +99,7 @@ xattr_load(struct rq *r)
 		}
 		if (r->err || !r->attr.xattr_size)
 			return RQ_DONE;
-		r->err = store_xattrs(m->store, &name, r->xattrs, STORE_XATTR_MAX, &r->xattr_size, rq_store(r, 2));
+		r->err = store_xattrs(m->store, rq_key_of(r, k), r->xattrs, STORE_XATTR_MAX, &r->xattr_size, rq_store(r, 2));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -254,12 +253,12 @@ parse_expiry(const struct rq *r, int64_t *expires)
 	if (!r->buf)
 		return 0;
 	if (strcmp(r->name, XATTR_EXPIRES) == 0)
-		return units_parse_time(r->buf, r->size, expires);
+		return units_parse_time(r->buf, r->size, expires) ? -EINVAL : 0;
 	e = units_parse_duration(r->buf, r->size, &ns);
 	if (e || ns == 0)
-		return e;
+		return e ? -EINVAL : 0;
 	if (__builtin_add_overflow(now_ns(), ns, expires))
-		return -ERANGE;
+		return -EINVAL;
 	return 0;
 }
 
@@ -273,7 +272,7 @@ change_blob(struct rq *r)
 	if (r->buf && strcmp(r->name, XATTR_IF_VERSION) == 0) {
 		e = units_parse_u64(r->buf, r->size, &v);
 		if (e)
-			return e;
+			return -EINVAL;
 	}
 	if (r->size > STORE_XATTR_MAX)
 		return -E2BIG;

@@ -137,8 +137,10 @@ spill_done(struct log_append *a, int err)
 {
 	struct spill *sp = (struct spill *)((char *)a - offsetof(struct spill, app));
 	struct store_req *req = sp->req;
+	int result = sp->err ? sp->err : err;
 
 	spill_end(sp, err);
+	err = result;
 	if (req)
 		req->done(req, err);
 }
@@ -501,24 +503,27 @@ write_part(struct store_draft *d, uint64_t off, const char *buf, size_t len, str
 	return 0;
 }
 
-/* End what has been written already; the last of the chain gets the request. Return: whether it is still under way. */
+/*
+ * End what has been written already. If the newest is still under way the request ends with it, after all others.
+ * Return: whether it is.
+ */
 static bool
 spills_settle(struct spill *last, struct store_req *req, int *err)
 {
 	struct log_store *s = last->d->s;
 	struct spill *next;
-	bool first = true, pending = false;
+	bool pending = false;
 
-	for (struct spill *sp = last; sp; sp = next, first = false) {
+	last->req = req;
+	last->err = *err;
+	for (struct spill *sp = last; sp; sp = next) {
 		next = sp->chain;
-		if (first && !*err)
-			sp->req = req;
 		if (log_append_take(s->lg, &sp->app)) {
 			if (sp->app.err && !*err)
 				*err = sp->app.err;
 			spill_end(sp, sp->app.err);
-		} else if (first) {
-			pending = sp->req;
+		} else if (sp == last) {
+			pending = true;
 		}
 	}
 	return pending;
@@ -661,7 +666,7 @@ resolve_base(struct draft_reading *dr, uint64_t pos, uint64_t end)
 	if (stop == pos)
 		return 0;
 	if (base->st.value)
-		return value_fetch(base->st.value, pos, dst_of(dr, pos), stop - pos, &dr->f);
+		return value_fetch(base->st.value, pos, dst_of(dr, pos), stop - pos, &dr->f, NULL, true);
 	b = atomic_load_explicit(&base->blob, memory_order_acquire);
 	if (b)
 		memcpy(dst_of(dr, pos), b->data + pos, stop - pos);

@@ -6,19 +6,19 @@
  *
  * Linear hashing. There are 2^level + split buckets, numbered from 0. Let rev(h) be the 64 bits of hash h in reverse
  * order. The bucket of h is the low level+1 bits of rev(h) if a bucket of that number exists, else the low level bits.
- * Because of the reversal these are the *leading* bits of h: all hashes of a bucket of depth d share their first d bits,
- * so a bucket is an interval of hashes, of length 2^(64-d):
+ * Because of the reversal these are the *leading* bits of h: all hashes of a bucket of depth d share their first d
+ * bits, so a bucket is an interval of hashes, of length 2^(64-d):
  *
  *	level = 1, split = 1           bucket 0     bucket 2      bucket 1 (depth 1, not yet split)
  *	                               depth 2      depth 2
  *	hash, ascending                00...        01...         1...
  *
- * Splitting bucket b (always b = split) makes bucket b + 2^level: b keeps the lower half of the interval, the new bucket
- * gets the upper half. Nothing else moves. Ascending hash is therefore an order in which a walk can stop anywhere
- * and go on later, however often the table has grown or shrunk: it resumes at a hash, not at a bucket.
+ * Splitting bucket b (always b = split) makes bucket b + 2^level: b keeps the lower half of the interval, the new
+ * bucket gets the upper half. Nothing else moves. Ascending hash is therefore an order in which a walk can stop
+ * anywhere and go on later, however often the table has grown or shrunk: it resumes at a hash, not at a bucket.
  *
- * Buckets of one power of two lie in one region, mapped when its first bucket is needed and filled by the kernel page by
- * page as splits reach it; so the table never moves. A bucket is one cache line: seven slots and a link to an
+ * Buckets of one power of two lie in one region, mapped when its first bucket is needed and filled by the kernel page
+ * by page as splits reach it; so the table never moves. A bucket is one cache line: seven slots and a link to an
  * overflow bucket. Invariant: slots are used from the front, and every bucket of a chain but the last is full. A slot
  * is the entry's address (48 bits) and a tag, bits 32..47 of the hash: splits at level 16 and above find the
  * deciding bit in the tag and touch no entry.
@@ -432,7 +432,6 @@ merge_one(struct index *ix)
 	low = bucket_at(ix, ix->split);
 	high = bucket_at(ix, upper);
 	old = *high;
-	memset(high, 0, sizeof(*high));
 	chain_writer_init(&to, low, &spare);
 	chain_spread(ix, old, &to, false, &spare);
 	free_spares(ix, spare);

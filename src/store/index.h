@@ -56,7 +56,7 @@ void index_destroy(struct index *ix);
 uint64_t index_hash(const struct index *ix, const char *key, uint32_t len);
 /** The entry of a key, or NULL. `hash` is index_hash() of it, here and below. */
 struct index_entry *index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash);
-/** Add a key (1..1024 bytes) that is not there. All fields but the key are zero. Return: the entry, or NULL (no memory). */
+/** Add a key (1..1024 bytes) that is not there. All fields but the key are zero. Return: the entry, NULL: no memory. */
 struct index_entry *index_insert(struct index *ix, const char *key, uint32_t len, uint64_t hash);
 /** Remove and free an entry (its extra too; the value must have been detached). */
 void index_remove(struct index *ix, struct index_entry *e);
@@ -103,12 +103,13 @@ int index_owner_put(struct index *ix, uint32_t mode, uint32_t uid, uint32_t gid,
 void index_owner_get(const struct index *ix, uint32_t id, uint32_t *mode, uint32_t *uid, uint32_t *gid);
 
 /**
- * Walk in ascending cookie order (cookie = hash >> 2, ties given together), from the first entry whose cookie is > `after`.
+ * Walk in ascending cookie order (cookie = hash >> 2, ties given together), from the first entry whose cookie is above
+ * `after`.
  * `cb` returns 0 to go on, anything else stops (and is returned). Stops also after `max_buckets` buckets
  * (0: unbounded); *next is then the cookie to go on after (entries up to it have been given), UINT64_MAX at the end.
  * When `cb` stopped it, *next is the cookie just before the one at which it stopped: going on there gives that entry
- * (and those with the same cookie) again. Between calls keys may come and go and the table may grow or shrink: every key
- * that is there throughout is given exactly once. `cb` must not insert, remove or move entries.
+ * (and those with the same cookie) again. Between calls keys may come and go and the table may grow or shrink: every
+ * key that is there throughout is given exactly once. `cb` must not insert, remove or move entries.
  */
 int index_walk(struct index *ix, uint64_t after, unsigned max_buckets, uint64_t *next,
 	       int (*cb)(void *arg, struct index_entry *e, uint64_t cookie), void *arg);

@@ -153,6 +153,7 @@ struct batch {
 	uint64_t start;       /* in the segment, the segment header included if it is the first one */
 	uint32_t head_size;   /* of the segment header before it, or 0 */
 	uint8_t *seg_head;    /* room for that, ranges filled in */
+	struct segment_range *ranges;
 	uint32_t nranges;
 	struct batch_header h;
 	uint8_t head[BATCH_HEADER_SIZE];

@@ -111,7 +111,6 @@ struct pend {
 	unsigned inflight;            /* appended, not applied */
 	const struct kstate *newest;  /* of the last of those; valid while inflight */
 	struct op *head, *tail;       /* waiting for or having the turn */
-	struct op *drain;             /* has the turn and waits for inflight == 0 */
 	uint32_t klen;
 	char key[];
 };
@@ -165,8 +164,16 @@ int snap_open(struct store *st, const struct store_key *key, struct store_snap *
 int snap_read(struct store_snap *snap, uint64_t off, void *buf, size_t len, size_t *got, struct store_req *req);
 /** Keep the content that was read by `rr` (ended well). 0, -EIO or -ENOMEM. */
 int snap_load(struct store_snap *snap, struct record_read *rr);
-/** Fill the parts of [pos, pos+len) of a value: holes are zeroed, extents added to `f`. 0 or -ENOMEM. */
-int value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f);
+/** Keep content that is known otherwise; without memory it is read later. */
+void snap_preload(struct store_snap *snap, const void *data, uint32_t size);
+/**
+ * Add what a value has of [pos, pos+len) to `f`.
+ * @d: look for the bytes in its spills first; may be NULL
+ * @zero: clear the holes
+ * Return: 0 or -ENOMEM.
+ */
+int value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f, struct store_draft *d,
+		bool zero);
 
 struct blob *blob_new(const void *data, uint32_t size);
 struct blob *blob_ref(struct blob *b);
@@ -176,6 +183,7 @@ void blob_unref(struct blob *b);
 struct record_read {
 	struct fetch f;
 	struct store_snap *snap;
+	struct op *op; /* that waits for it, if any */
 	char *buf;
 	struct record rec;
 };
@@ -231,6 +239,7 @@ struct spill {
 	struct spill *next, *prev; /* of the draft; protected by d->spill_lock */
 	struct spill *chain;       /* started by the same write, before this one */
 	struct store_req *req;     /* the write that ends with it, or NULL */
+	int err;                   /* what that write says if the spill ends well */
 	unsigned n;
 	struct spill_piece {
 		char *data;
@@ -277,111 +286,128 @@ bool draft_copy_spilling(struct store_draft *d, const struct extent *e, char *ds
 enum op_result {
 	OP_ENDED = 0,    /* op->err says how */
 	OP_FETCH = 1,    /* op->fetch is to be started; then step again */
-	OP_DRAIN = 2,    /* step again when nothing of the key is in flight */
-	OP_APPENDED = 3, /* op->app is in the log; the turn is over */
-	OP_DATA = 4,     /* op->app holds data on the way; step again when it is written */
-	OP_RECORD = 5,   /* op->rr is to be read for op->snap[op->reading]; then step again */
+	OP_RECORD = 2,   /* the record of op->snap[op->reading] is to be read into op->rr[op->reading]; then step again */
+	OP_DRAIN = 3,    /* step again when nothing of its keys is in flight */
+	OP_DATA = 4,     /* op->app is in the log and holds only data; step again when it is written */
+	OP_APPENDED = 5, /* op->app is in the log; the turn is over */
 };
 
 struct op_key {
+	struct store_key key;  /* the caller's */
+	uint64_t hash;
 	struct pend *pend;
 	struct op *next;       /* in the queue */
 	struct kstate base;    /* newest state when judged; value borrowed */
 	struct kstate after;   /* to be installed; value owned until then */
 	struct large *spare;   /* for `after`, if it is the first large value of its ino */
+	bool expired;          /* base is not there because its time is over */
 	bool drop_old;         /* the old value's extents die */
 	bool ghost;            /* the entry was made for this operation */
 	bool appended;
 };
 
 /* A range of a value that has to be in memory to be written. */
-struct piece_range {
+struct range {
 	uint64_t pos;
 	uint32_t len;
 	char *buf;       /* assembled here, or NULL: */
 	const char *src; /* one piece holds it all */
 };
 
-/* Content under construction. */
+/* Content under construction (commit.c). */
 struct build {
-	uint64_t size;
-	uint64_t cut;             /* of the base */
 	const struct layer *layer;
-	struct store_snap *base;  /* what is below the layer, or NULL; a reference */
-	struct blob *blob;        /* base content of a small value, or NULL */
+	uint64_t size, cut;       /* of the result; of what is below the layer */
+	const char *below;        /* content of a small value below, `below_size` bytes; or NULL */
+	uint32_t below_size;
+	bool clone;               /* v is the key's value, changed: only the changes are accounted */
+	bool account;             /* changes of v go to op->acct */
+	int err;                  /* to end with once the data on the way is written */
 	struct value *v;
-	bool clone;               /* v began as the base's value */
-	struct piece_range *range;
-	unsigned nranges, next, last;
-	bool dense;               /* second pass: chunks with too many extents */
-	struct extent *ext;       /* all extents put, in order */
-	unsigned next_ext, ext_cap;
-	char *buf;                /* inline content, or encoded extents */
-	const void *inl;          /* inline content wherever it is */
+	struct range *range;
+	unsigned nranges, range_cap, next, last; /* [next, last) is the group being written */
+	struct extent *ext;       /* all extents put into v, in order */
+	unsigned nexts, ext_cap;
+	char *buf;                /* inline content */
+	const char *inl;          /* the same, wherever it is */
+	char *list;               /* encoded extents */
 };
 
 struct op {
 	struct log_append app;
 	struct io_msg msg;
 	struct log_store *s;
-	struct store_req *req;
+	struct store_req *req; /* or NULL */
 	struct io *io;
 	struct op *free_next;
-	int (*step)(struct op *op); /* store's lock held; enum op_result */
+	int (*step)(struct op *op);    /* store's lock held; enum op_result */
+	void (*applied)(struct op *op); /* store's lock held, before the states are installed; may be NULL */
 	void (*finish)(struct op *op); /* no lock held, op->err is final, before the caller hears of it; may be NULL */
 	int err;
-	uint8_t stage;
-	bool posted, running;
+	unsigned stage;
+	bool posted, draining, ended;
 	unsigned nkeys;
 	struct op_key k[2];
-	uint64_t (*counter);       /* statistics, counted when applied */
+	uint64_t *counter;             /* statistics, counted when applied */
 	int64_t now;
 	union {
 		struct store_commit *c;
 		struct store_rename *r;
 		uint64_t only_ino;
 	};
-	enum store_sync sync;
+	enum log_need need;
+	bool reserved;
 	struct fetch fetch;
+	struct store_snap *snap[2];
 	struct record_read rr[2];
-	bool have_rr[2], need_rr[2];
+	bool have_rr[2];
 	unsigned reading;
 	struct acct acct;
+	struct tomb_group tomb;        /* seg not 0: count it when applied */
 	struct build b;
-	struct store_snap *rebased; /* EDIT: the new value, for the draft */
-	char *xattrs;               /* of the new state, to be freed */
-	void *arg;                  /* compaction */
+	struct store_snap *rebased;    /* EDIT: the new value, for the draft */
+	void *arg;
 };
 
-/** A fresh operation on `nkeys` keys; it joins their queues in op_submit. NULL: no memory. */
-struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, unsigned nkeys, const struct store_key *key,
+/** A fresh operation; it joins the queues of its keys in op_submit. NULL: no memory. */
+struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
 		  const struct store_key *key2);
-void op_free(struct op *op);
-/** Run it as far as it goes. Return: as the store's functions. */
+/** Free one that was not submitted. */
+void op_drop(struct op *op);
+/** Run it as far as it goes. Return: as the store's functions. It frees itself. */
 int op_submit(struct op *op);
-/** Newest state of key i; expired ones do not exist. Store's lock held, the operation has the turn. */
+/** Fill k[i].base with the newest state; expired keys do not exist. Store's lock held, the operation has the turn. */
 void op_newest(struct op *op, unsigned i);
-/**
- * Prepare op->k[i].after for installation so that nothing can fail later, then append. Store's lock held.
- * `recs` of op; on success sets places, counts in flight. Return: 0 or -errno.
- */
-int op_prepare(struct op *op, unsigned i);
-int op_append(struct op *op, struct record *recs, unsigned n, struct log_place *places, bool reserved);
-enum log_need op_need(const struct log_store *s, enum store_sync sync);
-struct pend *pend_find(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
-/** Append records that only carry data; nobody waits. 0 or -errno. Store's lock held. */
-int data_append(struct log_store *s, struct io *io, const struct record *recs, unsigned n, struct log_place *places,
-		bool reserved);
-
-int store_commit_op(struct store *st, struct store_commit *c, struct store_req *req);
-int store_remove_op(struct store *st, const struct store_key *key, uint64_t only_ino, enum store_sync sync,
-		    struct store_req *req);
-int store_rename_op(struct store *st, struct store_rename *r, struct store_req *req);
-/** Write the tombstone of an expired key. */
-int expire_key(struct log_store *s, struct io *io, const struct store_key *key, uint64_t ino, struct store_req *req);
+/** Something of its keys has been appended and not applied. Store's lock held. */
+bool op_inflight(const struct op *op);
+/** Have the record of k[i].base read: OP_RECORD, or OP_ENDED with op->err. Nothing of it may be in flight. */
+int op_read_record(struct op *op, unsigned i);
+/** Make k[].after installable without fail and append. Store's lock held. 0 or -errno. */
+int op_append(struct op *op, const struct record *recs, unsigned n, struct log_place *places);
+/** Append records that only carry data; then return OP_DATA. 0 or -errno. */
+int op_append_data(struct op *op, const struct record *recs, unsigned n, struct log_place *places);
+/** OP_ENDED with this error. */
+int op_end(struct op *op, int err);
+/** Append records that only carry data; nobody waits. Store's lock held. 0 or -errno. */
+int data_append(struct log_store *s, const struct record *recs, unsigned n, struct log_place *places, bool reserved);
+enum log_need store_need(const struct log_store *s, enum store_sync sync);
+struct pend *pend_find(struct log_store *s, const struct store_key *key, uint64_t hash);
+/** Oldest segment a record may be in that is appended now, for a state built on `base`. */
+uint32_t first_segment(struct log_store *s, const struct kstate *base);
 /** Fill a full record (PUT, EXT, EDIT) from a state. The payload is the caller's. */
-void record_from_state(struct record *r, uint8_t type, const struct kstate *st, const struct pend *p,
+void record_from_state(struct record *r, uint8_t type, const struct kstate *st, const struct store_key *key,
 		       const void *xattrs);
+/** Note where the record of `st` has come to lie; `delta`: it is an EDIT. */
+void state_placed(struct kstate *st, const struct log_place *place, bool delta);
+/** Encode all extents of a value. NULL: no memory. */
+char *extents_encode(const struct value *v, uint32_t *size);
+
+int commit_op(struct store *st, struct store_commit *c, struct store_req *req);
+int remove_op(struct store *st, const struct store_key *key, uint64_t only_ino, enum store_sync sync,
+	      struct store_req *req);
+int rename_op(struct store *st, struct store_rename *r, struct store_req *req);
+/** Write the tombstone of a key if it has expired. Never waits for memory; as op_submit. */
+int expire_op(struct log_store *s, struct io *io, const struct store_key *key, uint64_t ino, struct store_req *req);
 int acct_add(struct acct *a, uint32_t seg, int64_t bytes);
 void acct_free(struct acct *a);
 
@@ -390,22 +416,31 @@ void acct_free(struct acct *a);
 void state_from_entry(struct log_store *s, const struct index_entry *e, struct kstate *st);
 void state_attr(const struct kstate *st, struct store_attr *a);
 bool state_expired(const struct kstate *st, int64_t now);
-/** Put `after` where the key is; takes over after->value. Cannot fail after op_prepare. */
-void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
-		   struct large **spare, bool drop_old);
+/** The entry's present state; none: one that does not exist. */
+void state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *st);
+/**
+ * Put `after` in the place of `old`, which is the key's present state (state_present); takes over after->value. Cannot
+ * fail after state_prepare.
+ */
+void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, const struct kstate *old,
+		   struct kstate *after, struct large **spare, bool drop_old);
 /** Make room in the index for `after`; *ghost: an entry was made. 0 or -ENOMEM. */
 int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
 		  struct large **spare, bool *ghost);
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
+/** Install a state from a checkpoint; takes over st->value. 0, -ENOMEM, -EIO (the key is there already). */
+int state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st);
 struct large *large_find(struct log_store *s, uint64_t ino);
-/** Add the record to the chain; `full`: it is a new beginning. */
+/** Begin anew with a full record; add a delta. */
 void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
 void trail_add(struct trail *c, uint32_t seg, uint32_t bytes);
 /** A delta of `bytes` may be added (else a full record is due). */
 bool trail_takes(const struct trail *c, uint32_t bytes);
 void live_add(struct log_store *s, uint32_t seg, int64_t bytes);
 void live_value(struct log_store *s, const struct value *v, int sign);
-void tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint32_t bytes);
+void tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint64_t bytes);
+/** The last segment that may hold a record the tombstone is needed for: said by a copy, else `own`. */
+uint32_t tombstone_last(const struct record *r, uint32_t own);
 bool tomb_needed(struct log_store *s, uint32_t first, uint32_t last);
 /** After segments went or are to be compacted: forget groups that nobody needs, and those in `gone_seg` (0: none). */
 void tomb_review(struct log_store *s, uint32_t gone_seg);
@@ -438,7 +473,7 @@ struct log_store {
 	unsigned nlarges, large_slots;
 	struct large large_list; /* head of the ring */
 	struct op *op_free;
-	unsigned ops; /* alive */
+	unsigned nfree;
 	struct tomb_group *tombs;
 	unsigned ntombs, tombs_cap;
 	uint64_t seq;
@@ -490,15 +525,23 @@ void store_damaged(struct log_store *s, const struct kstate *st);
 int64_t store_now(const struct log_store *s);
 /** Growing by `bytes` would pass max_memory. Store's lock held. */
 bool store_memory_full(struct log_store *s, uint64_t bytes);
-/** Note that an expired key was found before the background thread saw it. Store's lock held. 0 or -ENOMEM. */
-int expired_note(struct log_store *s, struct index_entry *e);
+/** An expired key is replaced or deleted: report it if the background thread has not yet. Store's lock held. */
+void expired_note(struct log_store *s, const struct pend *p);
 void draft_pin_segment(struct log_store *s, uint32_t seg, int n);
 
 /* ---- recovery, checkpoint, compaction, background ---- */
 
 int store_recover(struct log_store *s, char *err, size_t cap);
-/** Load the checkpoint into the empty index. -ENOENT: none; -EIO: unusable (the index is to be emptied). */
-int checkpoint_load(struct log_store *s, struct log_pos *from);
+/**
+ * Load the checkpoint into the empty index. *missing: references to segments that are not there (newer records may replace
+ * them). Return: 0; -ENOENT none; another error: unusable, the index is to be emptied.
+ */
+int checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing);
+/** Create and free the index and the log; used again when a checkpoint turns out to be unusable. */
+int store_open_log(struct log_store *s);
+void store_close_log(struct log_store *s);
+/** Damage was found there: never delete this segment. Store's lock held (or nobody else there). 0 or -ENOMEM. */
+int store_bad_segment(struct log_store *s, uint32_t seg);
 /** Write one. `pause` is called between steps without lock (may be NULL). 0 or -errno. */
 int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
 /** One victim. 1: something was done, 0: nothing worth it, -errno. */

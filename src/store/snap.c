@@ -115,32 +115,30 @@ snap_open(struct store *st, const struct store_key *key, struct store_snap **out
 }
 
 int
-value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f)
+value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f, struct store_draft *d, bool zero)
 {
-	uint64_t end = pos + len;
+	uint64_t end = pos + len, stop;
 	struct extent e;
-	size_t n;
-	int err;
+	int err = 0;
 
-	while (pos < end) {
-		if (!v || !value_find(v, pos, &e) || e.pos >= end) {
-			memset(dst, 0, end - pos);
-			return 0;
-		}
-		if (e.pos > pos) {
-			n = e.pos - pos;
-			memset(dst, 0, n);
-			pos += n;
-			dst += n;
-		}
-		n = e.len < end - pos ? e.len : end - pos;
-		err = fetch_add(f, e.seg, e.off, n, dst);
-		if (err)
-			return err;
-		pos += n;
-		dst += n;
+	while (!err && pos < end) {
+		bool found = v && value_find(v, pos, &e) && e.pos < end;
+
+		stop = found ? e.pos : end;
+		if (zero)
+			memset(dst, 0, stop - pos);
+		dst += stop - pos;
+		pos = stop;
+		if (!found)
+			break;
+		if (e.len > end - pos)
+			e.len = (uint32_t)(end - pos);
+		if (!d || !draft_copy_spilling(d, &e, dst))
+			err = fetch_add(f, e.seg, e.off, e.len, dst);
+		pos += e.len;
+		dst += e.len;
 	}
-	return 0;
+	return err;
 }
 
 /* ---- reading ---- */
@@ -163,8 +161,17 @@ copy_small(const struct blob *b, uint64_t off, void *buf, size_t len)
 		memcpy(buf, b->data + off, len);
 }
 
-static int
-snap_record_done(struct store_snap *snap, struct record_read *rr)
+void
+snap_preload(struct store_snap *snap, const void *data, uint32_t size)
+{
+	struct blob *b = blob_new(data, size), *none = NULL;
+
+	if (b && !atomic_compare_exchange_strong(&snap->blob, &none, b))
+		blob_unref(b);
+}
+
+int
+snap_load(struct store_snap *snap, struct record_read *rr)
 {
 	struct blob *b, *none = NULL;
 	int err = record_read_finish(rr);
@@ -185,7 +192,7 @@ static int
 small_finish(struct snap_reading *sr, int err)
 {
 	if (!err)
-		err = snap_record_done(sr->snap, &sr->rr);
+		err = snap_load(sr->snap, &sr->rr);
 	if (!err)
 		copy_small(atomic_load_explicit(&sr->snap->blob, memory_order_acquire), sr->off, sr->buf, sr->len);
 	record_read_free(&sr->rr);
@@ -220,7 +227,7 @@ read_large(struct snap_reading *sr)
 	int err;
 
 	fetch_init(&sr->f, sr->snap->s, sr->req->io);
-	err = value_fetch(sr->snap->st.value, sr->off, sr->buf, sr->len, &sr->f);
+	err = value_fetch(sr->snap->st.value, sr->off, sr->buf, sr->len, &sr->f, NULL, true);
 	if (!err)
 		err = fetch_start(&sr->f, large_done);
 	if (err == STORE_PENDING)
@@ -262,8 +269,3 @@ snap_read(struct store_snap *snap, uint64_t off, void *buf, size_t len, size_t *
 	return err == STORE_PENDING ? err : small_finish(sr, err);
 }
 
-int
-snap_load(struct store_snap *snap, struct record_read *rr)
-{
-	return snap_record_done(snap, rr);
-}

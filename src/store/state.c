@@ -12,6 +12,7 @@
  * Threads: any, with the store's lock held. Layer: store; knows the index and the accounts of the log, no I/O.
  */
 #include "store/log_store.h"
+#include "base/bytes.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -157,7 +158,7 @@ tomb_needed(struct log_store *s, uint32_t first, uint32_t last)
 }
 
 void
-tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint32_t bytes)
+tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint64_t bytes)
 {
 	struct tomb_group *g;
 	unsigned cap;
@@ -168,7 +169,7 @@ tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint3
 		g = &s->tombs[i];
 		if (g->seg == seg && g->first == first && g->last == last) {
 			g->bytes += bytes;
-			live_add(s, seg, bytes);
+			live_add(s, seg, (int64_t)bytes);
 			return;
 		}
 		if (g->seg < seg)
@@ -183,7 +184,15 @@ tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint3
 		s->tombs_cap = cap;
 	}
 	s->tombs[s->ntombs++] = (struct tomb_group){ .seg = seg, .first = first, .last = last, .bytes = bytes };
-	live_add(s, seg, bytes);
+	live_add(s, seg, (int64_t)bytes);
+}
+
+uint32_t
+tombstone_last(const struct record *r, uint32_t own)
+{
+	uint32_t last = r->payload && r->payload_size >= 4 ? get_le32(r->payload) : own;
+
+	return last < own ? last : own;
 }
 
 void
@@ -466,23 +475,32 @@ large_install(struct log_store *s, struct index_entry *e, const struct kstate *s
 }
 
 void
-state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
-	      struct large **spare, bool drop_old)
+state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *st)
+{
+	struct index_entry *e = index_find(s->ix, key, klen, hash);
+
+	if (e)
+		state_from_entry(s, e, st);
+	else
+		memset(st, 0, sizeof(*st));
+}
+
+void
+state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, const struct kstate *old,
+	      struct kstate *after, struct large **spare, bool drop_old)
 {
 	struct index_entry *e = index_find(s->ix, key, klen, hash);
 	struct large *gone = NULL;
-	struct kstate old;
 
 	if (!e) {
 		assert(!after->exists);
 		return;
 	}
-	state_from_entry(s, e, &old);
-	if (old.exists && old.value && drop_old && !(after->exists && after->value && after->ino == old.ino))
-		gone = large_find(s, old.ino);
+	if (old->exists && old->value && drop_old && !(after->exists && after->value && after->ino == old->ino))
+		gone = large_find(s, old->ino);
 	s->keys += after->exists;
-	s->keys -= old.exists;
-	entry_clear(s, e, &old, drop_old);
+	s->keys -= old->exists;
+	entry_clear(s, e, old, drop_old);
 	if (gone)
 		large_remove(s, gone);
 	if (!after->exists) {
@@ -494,6 +512,37 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 	if (after->value)
 		large_install(s, e, after, spare);
 	after->value = NULL; /* the index has the reference now */
+}
+
+int
+state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st)
+{
+	uint64_t hash = index_hash(s->ix, key, klen);
+	struct index_entry *e = index_find(s->ix, key, klen, hash) ? NULL : index_insert(s->ix, key, klen, hash);
+	struct large *spare = NULL;
+
+	if (st->value && !large_find(s, st->ino))
+		spare = calloc(1, sizeof(*spare));
+	if (!e || (st->value && !spare) || (needs_extra(st) && !index_extra_add(s->ix, &e)))
+		goto out_drop;
+	if (st->value && !s->large_slots)
+		large_grow(s);
+	if (st->value && !s->large_slots)
+		goto out_drop;
+	live_trail(s, &st->trail, 1);
+	entry_fill(s, e, st);
+	if (st->value) {
+		live_value(s, st->value, 1);
+		large_install(s, e, st, &spare);
+	}
+	s->keys++;
+	return 0;
+
+out_drop:
+	free(spare);
+	if (st->value)
+		(void)value_unref(st->value); /* ours alone */
+	return -ENOMEM;
 }
 
 /* ---- checking ---- */

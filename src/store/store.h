@@ -77,7 +77,10 @@ enum store_sync {
 	STORE_SYNC_WRITTEN, /* has left the process (survives SIGKILL), flushed with the next durable commit */
 };
 
-/* Which fields of store_commit.attr are to be set. Others keep the key's value (or the defaults of a new key). */
+/*
+ * Which fields of store_commit.attr are to be set. Others keep the key's value (or the defaults of a new key), but mtime
+ * becomes now with STORE_REPLACE and STORE_EDIT, and ctime with every commit.
+ */
 #define STORE_SET_MODE   0x01u
 #define STORE_SET_OWNER  0x02u /* uid and gid */
 #define STORE_SET_ATIME  0x04u
@@ -314,7 +317,7 @@ store_remove(struct store *s, const struct store_key *key, uint64_t only_ino, en
 	return s->ops->remove(s, key, only_ino, sync, req);
 }
 
-/** Atomic rename; value, version, ino, TTL, xattrs, mode and owner move; ctime becomes now. */
+/** Atomic rename; value, ino, TTL, xattrs, mode and owner move; version is a new one (EXCHANGE: both), ctime becomes now. */
 static inline int
 store_rename(struct store *s, struct store_rename *r, struct store_req *req)
 {

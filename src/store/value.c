@@ -6,8 +6,8 @@
  * So clones share chunks without any rule about who may write, and a failure to get memory leaves everything as it was:
  * each change allocates all it needs first, then switches, then reports what is gone.
  *
- * Threads: reference counts (of values and chunks) and the total are atomic; a value's other fields are protected by the
- * store's lock while it can change. Layer: store; knows no I/O.
+ * Threads: reference counts (of values and chunks) and the total are atomic; a value's other fields are protected by
+ * the store's lock while it can change. Layer: store; knows no I/O.
  */
 #include "store/value.h"
 
@@ -412,18 +412,18 @@ chunks_reserve(struct value *v, uint64_t n)
 		return 0;
 	if (want < v->nchunks + v->nchunks / 2)
 		want = v->nchunks + v->nchunks / 2;
-	chunks = counted_realloc(v->chunks, v->nchunks * sizeof(*chunks), want * sizeof(*chunks));
+	chunks = counted_realloc(v->chunks, v->nchunks * sizeof(struct chunk *), want * sizeof(struct chunk *));
 	if (!chunks)
 		return -ENOMEM;
-	memset(chunks + v->nchunks, 0, (want - v->nchunks) * sizeof(*chunks));
+	memset(chunks + v->nchunks, 0, (want - v->nchunks) * sizeof(struct chunk *));
 	v->chunks = chunks;
 	v->nchunks = want;
 	return 0;
 }
 
 /*
- * Put chunk `c` (may be NULL) in place n, instead of what is there, which differs from it in [lo, hi) only. Counts, then
- * reports what of the old one is gone. There is room in `segs` for one more.
+ * Put chunk `c` (may be NULL) in place n, instead of what is there, which differs from it in [lo, hi) only. Counts,
+ * then reports what of the old one is gone. There is room in `segs` for one more.
  */
 static void
 chunk_switch(struct value *v, uint64_t n, struct chunk *c, uint64_t lo, uint64_t hi, gone_fn gone, void *arg)
@@ -496,12 +496,12 @@ chunks_shrink(struct value *v)
 	if (want >= v->nchunks / 2)
 		return;
 	if (want == 0) {
-		counted_free(v->chunks, v->nchunks * sizeof(*chunks));
+		counted_free(v->chunks, v->nchunks * sizeof(struct chunk *));
 		v->chunks = NULL;
 		v->nchunks = 0;
 		return;
 	}
-	chunks = counted_realloc(v->chunks, v->nchunks * sizeof(*chunks), want * sizeof(*chunks));
+	chunks = counted_realloc(v->chunks, v->nchunks * sizeof(struct chunk *), want * sizeof(struct chunk *));
 	if (!chunks)
 		return; /* it stays as large as it is: nothing is wrong with that */
 	v->chunks = chunks;

@@ -64,7 +64,10 @@ uint64_t value_memory(const struct value *v);
 /** All value memory of the process, bytes. */
 uint64_t value_memory_total(void);
 
-/** Extents per segment, for pinning: at most `cap` (seg, count) pairs; Return: how many there are. O(segments touched). */
+/**
+ * Extents per segment, for pinning: at most `cap` (seg, count) pairs, ascending by seg.
+ * Return: how many there are. O(segments touched).
+ */
 unsigned value_segments(const struct value *v, uint32_t *segs, uint32_t *counts, unsigned cap);
 
 /** For tests: let `n` allocations in this module succeed, then fail all (UINT64_MAX: never fail). */

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * process.h - becoming a daemon whose parent waits until it is of use, and a look at other processes.
+ * Layer: base. Start of the program only; one thread.
+ */
+#ifndef KVFS_BASE_PROCESS_H
+#define KVFS_BASE_PROCESS_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+/**
+ * Fork. Only the child returns; the parent stays until the child calls process_detach (it then exits with status 0) or ends
+ * (it exits with the child's status, which is not 0, and tells a death by signal). Call before any thread is started.
+ * @ready_fd: for process_detach
+ * Return: 0 in the child, or -errno (no child).
+ */
+int process_fork(int *ready_fd);
+
+/**
+ * Leave the terminal: own session, root directory, standard descriptors on /dev/null; then let the parent go.
+ * Return: 0 or -errno.
+ */
+int process_detach(int ready_fd);
+
+/** Whether a process has ended, is ending, or has been sent SIGKILL. */
+bool process_is_dying(pid_t pid);
+
+#endif

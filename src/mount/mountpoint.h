@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mountpoint.h - the directory to mount on: is it there, is it free, is a dead mount in the way.
+ * Layer: mount. Knows no session and no store. Start of the program only; one thread.
+ */
+#ifndef KVFS_MOUNT_MOUNTPOINT_H
+#define KVFS_MOUNT_MOUNTPOINT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#define MOUNTPOINT_TYPE "fuse.kvfs"
+
+/**
+ * The absolute, canonical form of a mount point, also when a dead mount hides what is there.
+ * Return: 0 (*out is malloc'd), or -errno with one line for people in err.
+ */
+int mountpoint_resolve(const char *given, char **out, char *err, size_t cap);
+
+/** Whether a kvfs, alive or dead, is what is mounted at the (canonical) path. */
+bool mountpoint_has_kvfs(const char *path);
+
+/**
+ * Make sure that one can mount on `path`: a directory, no live kvfs on it. Dead ones ("Transport endpoint is not
+ * connected") are unmounted, with a message; contents that the mount will hide are worth a warning.
+ * Return: 0, or -errno with one line for people in err.
+ */
+int mountpoint_prepare(const char *path, char *err, size_t cap);
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+/* test_lhash.c - the mount's hash table: growth keeps every item, equal hashes are all found, removal during a walk. */
+#include "mount/lhash.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#define N 100000
+
+struct item {
+	struct lhash_item link;
+	uint64_t id;
+	unsigned seen;
+};
+
+static uint64_t
+hash_of(uint64_t id)
+{
+	return (id / 2) * UINT64_C(0x9e3779b97f4a7c15); /* pairs share a hash */
+}
+
+static struct item *
+find(struct lhash *h, uint64_t id)
+{
+	for (struct lhash_item *i = lhash_first(h, hash_of(id)); i; i = lhash_next(i))
+		if (((struct item *)i)->id == id)
+			return (struct item *)i;
+	return NULL;
+}
+
+static void
+growth_keeps_every_item(void **state)
+{
+	struct item *items = calloc(N, sizeof *items);
+	struct lhash h;
+
+	(void)state;
+	assert_non_null(items);
+	assert_int_equal(lhash_init(&h), 0);
+	for (uint64_t i = 0; i < N; i++) {
+		items[i].id = i;
+		lhash_insert(&h, &items[i].link, hash_of(i));
+	}
+	assert_int_equal(h.count, N);
+	for (uint64_t i = 0; i < N; i++)
+		assert_ptr_equal(find(&h, i), &items[i]);
+	for (uint64_t i = 0; i < N; i += 3)
+		lhash_remove(&h, &items[i].link);
+	for (uint64_t i = 0; i < N; i++)
+		assert_ptr_equal(find(&h, i), i % 3 ? &items[i] : NULL);
+	lhash_destroy(&h);
+	free(items);
+}
+
+struct walk {
+	struct lhash *h;
+	unsigned n;
+};
+
+static int
+drop(void *arg, struct lhash_item *it)
+{
+	struct walk *w = arg;
+
+	((struct item *)it)->seen++;
+	lhash_remove(w->h, it);
+	return ++w->n == 500 ? 1 : 0;
+}
+
+static void
+a_walk_may_remove_what_it_is_given_and_stop(void **state)
+{
+	struct item items[1000] = {0};
+	struct lhash h;
+	struct walk w = {&h, 0};
+
+	(void)state;
+	assert_int_equal(lhash_init(&h), 0);
+	for (uint64_t i = 0; i < 1000; i++)
+		lhash_insert(&h, &items[i].link, hash_of(i));
+	assert_int_equal(lhash_walk(&h, drop, &w), 1);
+	assert_int_equal(h.count, 500);
+	w.n = 1000;
+	assert_int_equal(lhash_walk(&h, drop, &w), 0);
+	assert_int_equal(h.count, 0);
+	for (unsigned i = 0; i < 1000; i++)
+		assert_int_equal(items[i].seen, 1);
+	lhash_destroy(&h);
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(growth_keeps_every_item),
+		cmocka_unit_test(a_walk_may_remove_what_it_is_given_and_stop),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
