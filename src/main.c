@@ -3,8 +3,7 @@
  * main.c - kvfs: options, start, stop.
  *
  * Order of the start: command line, configuration, (fork), data directory and its lock, mount point, store, session.
- * The
- * parent process leaves when the mount is usable; until then every message goes to standard error, afterwards to syslog.
+ * The parent process leaves when the mount is usable; until then messages go to standard error, afterwards to syslog.
  * Order of the stop: notifier, session, what the mount still holds, store (with its checkpoint), lock.
  * Layer: main, on everything. Only the first thread comes here.
  */

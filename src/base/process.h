@@ -10,8 +10,8 @@
 #include <sys/types.h>
 
 /**
- * Fork. Only the child returns; the parent stays until the child calls process_detach (it then exits with status 0) or ends
- * (it exits with the child's status, which is not 0, and tells a death by signal). Call before any thread is started.
+ * Fork. Only the child returns; the parent stays until the child calls process_detach (it then exits with status 0) or
+ * ends (it exits with the child's status, which is not 0, and tells a death by signal). Call before threads are started.
  * @ready_fd: for process_detach
  * Return: 0 in the child, or -errno (no child).
  */

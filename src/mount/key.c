@@ -432,6 +432,21 @@ turn_end_exclude(struct key *k)
 	rq_resume_all(&k->turn_waiters);
 }
 
+enum rq_result
+turn_watch(struct rq *r, struct key *k, uint64_t ino, bool *again)
+{
+	*again = false;
+	if (k->exclusive) {
+		r->state = 0;
+		return rq_park(r, &k->turn_waiters);
+	}
+	if (!k->ino || !ino || k->ino == ino || ++r->tries > 10)
+		return RQ_DONE;
+	r->state = 0;
+	*again = true;
+	return RQ_WAIT;
+}
+
 /* ---- empty values on their way ---- */
 
 static void

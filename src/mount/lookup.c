@@ -99,6 +99,12 @@ lookup_step(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	default:
+		if (r->key && (r->err == 0 || r->err == -ENOENT)) { /* revalidation does not hold the directory's lock */
+			bool again;
+
+			if (turn_watch(r, r->key, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
+				return again ? lookup_step(r) : RQ_WAIT;
+		}
 		if (r->err == -ENOENT)
 			return lookup_absent(r, r->key);
 		if (r->err == -EIO) /* damaged: it is there, but cannot be read */
@@ -258,6 +264,12 @@ getattr_step(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	default:
+		if (r->err == 0 || r->err == -ENOENT) {
+			bool again;
+
+			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
+				return again ? getattr_step(r) : RQ_WAIT;
+		}
 		own = own_writer_on(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)

@@ -325,6 +325,11 @@ void mdraft_put(struct kvfs_mount *m, struct mdraft *d);
 enum rq_result turn_share(struct rq *r, struct key *k);
 enum rq_result turn_exclude(struct rq *r, struct key *k, bool *held); /* sets *held */
 void turn_end_share(struct rq *r);
+/**
+ * The store answered `ino` for k's name. RQ_DONE: that is k. RQ_WAIT: a rename or unlink is under way, or it has ended
+ * between question and answer: the request is parked or `again` is set, ask once more (from state 0).
+ */
+enum rq_result turn_watch(struct rq *r, struct key *k, uint64_t ino, bool *again);
 void turn_end_exclude(struct key *k);
 
 void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);

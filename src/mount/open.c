@@ -292,6 +292,10 @@ open_step(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	default:
+		if (r->err == -ENOENT && k->exclusive) {
+			r->state = 0;
+			return rq_park(r, &k->turn_waiters);
+		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
 
@@ -299,6 +303,12 @@ open_step(struct rq *r)
 		}
 		if (r->err)
 			return rq_err(r, r->err);
+		bool again;
+
+		if (turn_watch(r, k, r->attr.ino, &again) == RQ_WAIT) {
+			store_snap_close(m->store, r->raw_snap);
+			return again ? open_step(r) : RQ_WAIT;
+		}
 		if (!k->named || k->ino != r->attr.ino) {
 			store_snap_close(m->store, r->raw_snap);
 			return rq_err(r, -ESTALE);

@@ -351,6 +351,7 @@ def anyone_publishes_once_the_opener_is_gone(m, peer):
         fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
 
         def heir():
+            os.close(go[1])
             os.read(go[0], 1)
             os.write(fd, b"from the heir")
             again = os.dup(fd)
@@ -379,6 +380,7 @@ def last_close_publishes_what_is_left(m, peer):
     fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
 
     def heir():
+        os.close(go[1])
         os.read(go[0], 1)
         os.write(fd, b"late")
 

@@ -3,8 +3,8 @@
 lib.py - what the mount tests in python share: a mount of their own, cases, and a second process to look from.
 
 Environment: KVFS (the daemon), KVFSCTL, BUILD (helper programs in BUILD/tests/mount), TRANSPORT (dev or uring),
-KVFS_QUICK (not empty: fewer repetitions). A script collects cases with @case and ends with run(). Every case prints one
-line, `ok NAME` or `not ok NAME: reason`; the exit status is 1 if any failed. A case that does not end in time is
+QUICK (not empty: fewer repetitions), TEST_DIR (where the temporary directories go). A script collects cases with @case and ends with run(). Every case prints one
+line, `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`; the exit status is 1 if any failed. A case that does not end in time is
 reported, the daemon is killed and the script stops: a test never hangs on a mount that does.
 """
 import ctypes
@@ -28,7 +28,8 @@ KVFS = os.environ.get("KVFS", "build/kvfs")
 KVFSCTL = os.environ.get("KVFSCTL", "build/kvfsctl")
 BUILD = os.environ.get("BUILD", "build")
 TRANSPORT = os.environ.get("TRANSPORT", "dev")
-QUICK = bool(os.environ.get("KVFS_QUICK"))
+QUICK = bool(os.environ.get("QUICK") or os.environ.get("KVFS_QUICK"))
+TEST_DIR = os.environ.get("TEST_DIR")
 # A directory of a plain file system in place of a mount, to see what the tests say of it.
 PLAIN = os.environ.get("KVFS_TEST_PLAIN")
 
@@ -203,7 +204,7 @@ class Peer:
         return target
 
     def serve(self, fd_in, fd_out):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        default_signals()
         source = os.fdopen(fd_in, "rb")
         while True:
             try:
@@ -265,8 +266,13 @@ def reap(pid, seconds):
     return os.waitpid(pid, 0)[1]
 
 
+def default_signals():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def child(function, *args):
-    """Fork and run; the child leaves with 0, or 1 when the function raised. Return: pid."""
+    """Fork and run; the child leaves with 0, or 1 when the function raised, and never outlives the script by much."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -274,7 +280,8 @@ def child(function, *args):
         return pid
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        default_signals()
+        signal.alarm(120)
         function(*args)
         status = 0
     except BaseException:
@@ -318,7 +325,7 @@ class Mount:
     all = []
 
     def __init__(self, options="", base=None):
-        self.temp = tempfile.mkdtemp(prefix="kvfs-test-", dir=base)
+        self.temp = tempfile.mkdtemp(prefix="kvfs-test-", dir=base or TEST_DIR)
         self.data = os.path.join(self.temp, "data")
         self.path = os.path.join(self.temp, "mnt")
         self.scratch = os.path.join(self.temp, "tmp")
@@ -525,7 +532,7 @@ def run(make_mount=None):
                 if mount and not mount.alive():
                     raise Fail("kvfs died: " + mount.last_words())
             except Skip as reason:
-                print("ok %s # skipped: %s" % (label(name), reason))
+                print("skip %s: %s" % (label(name), reason))
                 continue
             except Exception as problem:
                 failed += 1

@@ -5,14 +5,14 @@
 #
 # T is a temporary directory, D the store's data (not yet there), M the mount point. All of it is taken away at the end,
 # whatever happens. A case is a function `case_NAME`; run_cases runs each in a subshell with a time limit and prints
-# `ok NAME` or `not ok NAME: reason`.
+# `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`.
 
 : "${KVFS:=build/kvfs}" "${KVFSCTL:=build/kvfsctl}" "${BUILD:=build}" "${TRANSPORT:=dev}"
 export KVFS KVFSCTL BUILD TRANSPORT
 export LC_ALL=C
 SCRIPT=$(basename "$0" .sh)
 HERE=$(cd "$(dirname "$0")" && pwd)
-T=$(mktemp -d "${TMPDIR:-/tmp}/kvfs-test-XXXXXX") || exit 1
+T=$(mktemp -d "${TEST_DIR:-${TMPDIR:-/tmp}}/kvfs-test-XXXXXX") || exit 1
 chmod 755 "$T"
 D=$T/data
 M=$T/mnt
@@ -238,7 +238,7 @@ run_cases()
 			echo "ok $SCRIPT/${name//_/-}$([ $((SECONDS - begin)) -ge 2 ] && echo " # $((SECONDS - begin)) s")"
 			;;
 		77)
-			echo "ok $SCRIPT/${name//_/-} # skipped: $(cat "$T/reason")"
+			echo "skip $SCRIPT/${name//_/-}: $(cat "$T/reason")"
 			;;
 		*)
 			failed=1
