@@ -204,42 +204,53 @@ lock_data(struct app *a)
 	return rc;
 }
 
+/* Where the data is: a->data, canonical, not in the mount point's way. */
 static int
-open_data(struct app *a)
+locate_data(struct app *a)
 {
 	char *path = a->cfg.data ? strdup(a->cfg.data) : datadir_default();
-	char err[DIAG_LINE_MAX];
-	struct stat st;
 	int rc;
 
 	if (!path) {
 		diag_err("no data directory: give one by -o data=DIRECTORY (there is no home directory)");
 		return -ENOENT;
 	}
-	rc = datadir_create(path, a->cfg.ro, err, sizeof(err));
+	rc = datadir_resolve(path, &a->data);
 	if (rc) {
-		diag_err("%s", err);
-		goto out_free;
-	}
-	a->data = realpath(path, NULL);
-	if (!a->data || stat(a->data, &st) < 0) {
-		rc = -errno;
 		diag_err("data directory %s: %s", path, strerror(-rc));
-		goto out_free;
-	}
-	if (datadir_overlaps(a->data, a->mountpoint)) {
+	} else if (datadir_overlaps(a->data, a->mountpoint)) {
 		rc = -EINVAL;
 		diag_err("the data directory %s and the mount point %s lie inside one another; choose separate ones", a->data,
 			 a->mountpoint);
-		goto out_free;
+	}
+	free(path);
+	return rc;
+}
+
+static int
+open_data(struct app *a)
+{
+	char err[DIAG_LINE_MAX];
+	struct stat st;
+	int rc;
+
+	rc = locate_data(a);
+	if (rc)
+		return rc;
+	rc = datadir_create(a->data, a->cfg.ro, err, sizeof(err));
+	if (rc) {
+		diag_err("%s", err);
+		return rc;
+	}
+	if (stat(a->data, &st) < 0) {
+		rc = -errno;
+		diag_err("data directory %s: %s", a->data, strerror(-rc));
+		return rc;
 	}
 	if (st.st_mode & 077)
 		diag_warn("data directory %s is open to other users (mode %04o); close it: chmod 700 %s", a->data,
 			  (unsigned)st.st_mode & 07777, a->data);
-	rc = lock_data(a);
-out_free:
-	free(path);
-	return rc;
+	return lock_data(a);
 }
 
 /* ---- store ---- */
@@ -341,40 +352,37 @@ open_store(struct app *a)
 
 /* ---- session ---- */
 
-/* Append src with the characters escaped that mean something between -o options. */
-static void
-append_escaped(char *dst, const char *src)
+/* A copy with the characters escaped that mean something between -o options; malloc'd. */
+static char *
+escape_option(const char *src)
 {
-	dst += strlen(dst);
+	char *copy = malloc(2 * strlen(src) + 1), *to = copy;
+
+	if (!copy)
+		return NULL;
 	for (; *src; src++) {
 		if (*src == ',' || *src == '\\')
-			*dst++ = '\\';
-		*dst++ = *src;
+			*to++ = '\\';
+		*to++ = *src;
 	}
-	*dst = '\0';
+	*to = '\0';
+	return copy;
 }
 
 /* The options that libfuse and the kernel get; malloc'd. */
 static char *
 fuse_options(const struct app *a)
 {
-	const char *source = a->cl.fsname ? a->cl.fsname : a->data;
-	char *opts = malloc(256 + 2 * strlen(source) + strlen(a->cl.pass));
+	char *source = escape_option(a->cl.fsname ? a->cl.fsname : a->data), *opts;
+	int n;
 
-	if (!opts)
+	if (!source)
 		return NULL;
-	strcpy(opts, "default_permissions,nosuid,nodev,subtype=kvfs");
-	if (a->cfg.allow_other)
-		strcat(opts, ",allow_other");
-	if (a->cfg.ro)
-		strcat(opts, ",ro");
-	strcat(opts, ",fsname=");
-	append_escaped(opts, source);
-	if (*a->cl.pass) {
-		strcat(opts, ",");
-		strcat(opts, a->cl.pass);
-	}
-	return opts;
+	n = asprintf(&opts, "default_permissions,nosuid,nodev,subtype=kvfs,fsname=%s%s%s%s%s", source,
+		     a->cfg.allow_other ? ",allow_other" : "", a->cfg.ro ? ",ro" : "", *a->cl.pass ? "," : "",
+		     a->cl.pass);
+	free(source);
+	return n < 0 ? NULL : opts;
 }
 
 static int
@@ -534,6 +542,7 @@ main(int argc, char **argv)
 	umask(077);
 	(void)signal(SIGPIPE, SIG_IGN);
 	if (!a.cl.foreground && !a.cl.fake) {
+		process_close_inherited();
 		rc = process_fork(&a.ready_fd);
 		if (rc) {
 			diag_err("the daemon cannot be started: %s", strerror(-rc));

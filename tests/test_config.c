@@ -147,6 +147,9 @@ test_values_with_units(void **state)
 	assert_int_equal(cfg.uid, 0);
 	assert_int_equal(set("gid", "1234"), 0);
 	assert_int_equal(cfg.gid, 1234);
+	assert_int_equal(set("default_ttl", "0"), 0);
+	assert_int_equal(set("max_size", "0"), 0);
+	assert_int_equal(cfg.max_size, 0);
 	assert_int_equal(set("compact_rate", "none"), 0);
 	assert_int_equal(cfg.compact_rate, 0);
 }
@@ -184,7 +187,7 @@ test_bad_numbers_name_what_is_allowed(void **state)
 		{"spin", "9999999999999999999"}, {"umask", "8"}, {"umask", "1000"}, {"umask", ""}, {"umask", "0x1f"},
 		{"uid", "no such user"}, {"uid", "4294967295"}, {"gid", "-1"}, {"compact_percent", "0"},
 		{"compact_percent", "50%"}, {"max_memory", "1M"}, {"max_size", "1"}, {"max_buffers", "0"}, {"data", ""},
-		{"default_ttl", "0"}, {"default_ttl", "-5"}, {"default_ttl", "1e9d"},
+		{"default_ttl", ""}, {"default_ttl", "-5"}, {"default_ttl", "1e9d"},
 	};
 	struct config before = cfg;
 

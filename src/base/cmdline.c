@@ -4,18 +4,20 @@
  */
 #include "base/cmdline.h"
 
-#include "base/diag.h"
 #include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What fstab and mount(8) may hand over and what means nothing to us, or what we do anyway. */
+/*
+ * What fstab and mount(8) may hand over and what means nothing to us, or what we do anyway. dev and suid are among them
+ * because mount.fuse3 adds them when root mounts; a kvfs is nodev,nosuid all the same.
+ */
 static const char *const ignored[] = {
-	"async", "atime", "auto", "default_permissions", "defaults", "diratime", "dirsync", "exec", "group", "lazytime",
+	"async", "atime", "auto", "default_permissions", "defaults", "dev", "diratime", "dirsync", "exec", "group", "lazytime",
 	"loud", "_netdev", "noauto", "nodev", "nodiratime", "nofail", "nogroup", "noiversion", "nolazytime", "nomand",
 	"nonempty", "noowner", "norelatime", "nostrictatime", "nosuid", "nouser", "nousers", "owner", "relatime", "silent",
-	"strictatime", "sync", "user", "users",
+	"strictatime", "suid", "sync", "user", "users",
 };
 static const char *const ignored_prefixes[] = {"x-", "X-", "comment=", "helper=", "subtype=", "uhelper=", "user="};
 
@@ -94,10 +96,6 @@ take_option(struct cmdline *c, struct config *cfg, const char *raw, char *text, 
 		return set_debug(c, cfg, err, cap);
 	if (strcmp(text, "rw") == 0)
 		return config_set(cfg, "ro", "no", CONFIG_FROM_COMMAND, err, cap);
-	if (strcmp(text, "suid") == 0 || strcmp(text, "dev") == 0) {
-		diag_warn("option %s is ignored: kvfs mounts are always nosuid,nodev", text);
-		return 0;
-	}
 	if (strcmp(text, "remount") == 0) {
 		snprintf(err, cap, "kvfs cannot be remounted: unmount it, then mount it again");
 		return -EINVAL;

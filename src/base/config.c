@@ -268,21 +268,15 @@ parse_owner(enum config_type type, const char *value, int64_t *out)
 	return 0;
 }
 
+/* Numbers other than owners; where "none" may stand, 0 means the same. */
 static int
-parse_number(const struct config_option *o, const char *value, int64_t *out)
+parse_quantity(const struct config_option *o, const char *value, int64_t *out)
 {
-	int rc = -EINVAL;
+	int rc;
 
-	if (o->special && strcmp(value, o->special) == 0) {
-		*out = o->type == CONFIG_USER || o->type == CONFIG_GROUP ? -1 : 0;
-		return 0;
-	}
 	switch (o->type) {
 	case CONFIG_SIZE:
 		rc = parse_unsigned(units_parse_size, value, out);
-		break;
-	case CONFIG_COUNT:
-		rc = parse_unsigned(units_parse_u64, value, out);
 		break;
 	case CONFIG_DURATION:
 		rc = units_parse_duration(value, strlen(value), out);
@@ -290,21 +284,32 @@ parse_number(const struct config_option *o, const char *value, int64_t *out)
 	case CONFIG_MICROS:
 		rc = parse_micros(value, out);
 		break;
-	case CONFIG_USER:
-	case CONFIG_GROUP:
-		rc = parse_owner(o->type, value, out);
-		break;
 	case CONFIG_OCTAL:
 		rc = parse_octal(value, out);
 		break;
-	case CONFIG_PATH:
-	case CONFIG_WORD:
-	case CONFIG_FLAG:
-		break; /* no numbers */
+	default:
+		rc = parse_unsigned(units_parse_u64, value, out);
+		break;
 	}
-	if (rc == 0 && (*out < o->min || *out > o->max))
-		rc = -ERANGE;
-	return rc;
+	if (rc == 0 && *out == 0 && o->special && strcmp(o->special, "none") == 0)
+		return 0;
+	return rc == 0 && (*out < o->min || *out > o->max) ? -ERANGE : rc;
+}
+
+static int
+parse_number(const struct config_option *o, const char *value, int64_t *out)
+{
+	bool owner = o->type == CONFIG_USER || o->type == CONFIG_GROUP;
+	int rc;
+
+	if (o->special && strcmp(value, o->special) == 0) {
+		*out = owner ? -1 : 0;
+		return 0;
+	}
+	if (!owner)
+		return parse_quantity(o, value, out);
+	rc = parse_owner(o->type, value, out);
+	return rc == 0 && (*out < o->min || *out > o->max) ? -ERANGE : rc;
 }
 
 /* A value of any type, parsed but not yet stored. */

@@ -39,6 +39,42 @@ datadir_default(void)
 	return n < 0 ? NULL : path;
 }
 
+int
+datadir_resolve(const char *path, char **out)
+{
+	char *slash, *parent = NULL, *copy;
+	const char *name;
+	int rc;
+
+	*out = realpath(path, NULL);
+	if (*out)
+		return 0;
+	if (errno != ENOENT)
+		return -errno;
+	copy = strdup(path);
+	if (!copy)
+		return -ENOMEM;
+	for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/'; n--)
+		copy[n - 1] = '\0';
+	slash = strrchr(copy, '/');
+	name = slash ? slash + 1 : copy;
+	if (slash == copy) {
+		rc = datadir_resolve("/", &parent);
+	} else if (slash) {
+		*slash = '\0';
+		rc = datadir_resolve(copy, &parent);
+	} else {
+		rc = *copy ? datadir_resolve(".", &parent) : -ENOENT;
+	}
+	if (rc == 0 && asprintf(out, "%s/%s", strcmp(parent, "/") == 0 ? "" : parent, name) < 0) {
+		*out = NULL;
+		rc = -ENOMEM;
+	}
+	free(parent);
+	free(copy);
+	return rc;
+}
+
 /* Create `path` and what is missing above it. `path` is changed while this runs and whole again afterwards. */
 static int
 make_path(char *path)

@@ -30,6 +30,12 @@ struct datadir_holder {
 char *datadir_default(void);
 
 /**
+ * The absolute, canonical form of a path whose last components may not exist yet.
+ * Return: 0 (*out is malloc'd) or -errno.
+ */
+int datadir_resolve(const char *path, char **out);
+
+/**
  * Make sure that `path` is a directory, creating it with mode 0700 (and what is missing above it) unless readonly.
  * Return: 0, or -errno with one line for people in err.
  */

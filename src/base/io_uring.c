@@ -180,11 +180,14 @@ uring_wait(struct io *io, int64_t timeout_ns)
 		struct __kernel_timespec ts = { .tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000 };
 
 		arm_wake(u);
-		if (!u->wake_armed || u->backlog.head) /* never sleep where nobody could wake us */
+		if (!u->wake_armed || u->backlog.head) { /* never sleep where nobody could wake us */
 			ts = (struct __kernel_timespec){ .tv_nsec = 1000000 };
-		else if (timeout_ns < 0)
-			ts = (struct __kernel_timespec){ .tv_sec = INT32_MAX };
-		err = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+			timeout_ns = 1000000;
+		}
+		if (timeout_ns < 0)
+			err = io_uring_submit_and_wait(&u->ring, 1);
+		else
+			err = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
 	}
 	return err < 0 && !is_transient(err) ? err : 0;
 }

@@ -97,6 +97,13 @@ process_detach(int ready_fd)
 	return rc;
 }
 
+void
+process_close_inherited(void)
+{
+	/* Fails only on kernels before 5.9, which are not supported; nothing depends on it. */
+	(void)close_range(STDERR_FILENO + 1, ~0U, 0);
+}
+
 /* Whether the numbers of /proc/PID/stat say that the process is on its way out. */
 static bool
 stat_says_exiting(pid_t pid)

@@ -23,6 +23,12 @@ int process_fork(int *ready_fd);
  */
 int process_detach(int ready_fd);
 
+/**
+ * Close every descriptor but the standard ones: what a shell happened to have open (a lock, a pipe that somebody reads
+ * to its end) must not stay open as long as the daemon lives. Before anything is opened.
+ */
+void process_close_inherited(void);
+
 /** Whether a process has ended, is ending, or has been sent SIGKILL. */
 bool process_is_dying(pid_t pid);
 

@@ -42,7 +42,9 @@ void ctl_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /** Send the engine's messages the same way, and count its warnings and errors. */
 void ctl_take_diag(void);
-unsigned ctl_diag_count(void);
+void ctl_diag_count(unsigned *errors, unsigned *warnings);
+/** From now on a line that was said before is neither said nor counted again. */
+void ctl_diag_once(void);
 
 /** A usage error of `cmd`: the message and how to get help. Return: CTL_USAGE. */
 int ctl_usage(const struct ctl_command *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -72,6 +74,9 @@ void ctl_progress_start(const char *what, uint64_t total, bool bytes);
 void ctl_progress(uint64_t done, uint64_t keys);
 void ctl_progress_end(void);
 void ctl_progress_quiet(void);
+
+/** Text as a JSON string, on standard output. Bytes beyond ASCII count as Latin-1: keys need not be UTF-8. */
+void ctl_print_json_string(const char *s);
 
 /** 1234567 bytes as "1.2 MiB". In one of a few static buffers. */
 const char *ctl_show_bytes(uint64_t bytes);

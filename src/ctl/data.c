@@ -147,6 +147,17 @@ data_io_create(struct io **out)
 	return rc;
 }
 
+void
+data_io_run(struct io *io)
+{
+	int rc = io_run(io, -1);
+
+	if (rc >= 0 || rc == -EINTR)
+		return;
+	ctl_err("input and output have failed: %s", strerror(-rc));
+	_exit(CTL_FAILED);
+}
+
 static void
 wait_done(struct store_req *req, int err)
 {
@@ -170,10 +181,34 @@ data_wait_end(struct data_wait *w, int rc)
 {
 	if (rc != STORE_PENDING)
 		return rc;
-	while (!w->ended) {
-		rc = io_run(w->req.io, -1);
-		if (rc < 0 && rc != -EINTR)
-			return rc;
-	}
+	while (!w->ended)
+		data_io_run(w->req.io);
 	return w->err;
+}
+
+static int
+take_entry(void *arg, const struct store_entry *e)
+{
+	struct data_page *p = arg;
+
+	if (p->n == DATA_PAGE_KEYS)
+		return 1;
+	p->e[p->n].len = e->key.len;
+	memcpy(p->e[p->n].key, e->key.data, e->key.len);
+	p->n++;
+	p->cookie = e->cookie;
+	return 0;
+}
+
+int
+data_page_next(struct store *s, struct io *io, struct data_page *page)
+{
+	struct data_wait w;
+	int rc;
+
+	page->n = 0;
+	rc = data_wait_end(&w, store_list(s, page->cookie, NULL, take_entry, page, data_wait_start(&w, io)));
+	if (rc)
+		ctl_err("cannot list the keys: %s", strerror(-rc));
+	return rc;
 }

@@ -38,6 +38,9 @@ int data_store_open(struct data *d, const struct data_open *how, struct store **
 /** A queue for the calling thread. Return: 0 or -errno with a message. */
 int data_io_create(struct io **out);
 
+/** Wait for answers and run them. When even that fails the program ends: nothing could ever be closed in order. */
+void data_io_run(struct io *io);
+
 /** A store call that is waited for. */
 struct data_wait {
 	struct store_req req;
@@ -49,5 +52,26 @@ struct data_wait {
 struct store_req *data_wait_start(struct data_wait *w, struct io *io);
 /** Wait, given what the call returned. Return: the call's result. */
 int data_wait_end(struct data_wait *w, int rc);
+
+#define DATA_PAGE_KEYS 1024u
+
+/* Some of a store's keys. Begin with a zeroed one. */
+struct data_page {
+	unsigned n;
+	uint64_t cookie; /* of the last entry */
+	struct {
+		uint32_t len;
+		char key[STORE_KEY_MAX];
+	} e[DATA_PAGE_KEYS];
+};
+
+/** The next page of keys; page->n is 0 at the end. Return: 0 or -errno with a message. */
+int data_page_next(struct store *s, struct io *io, struct data_page *page);
+
+static inline struct store_key
+data_page_key(const struct data_page *page, unsigned i)
+{
+	return (struct store_key){ page->e[i].key, page->e[i].len };
+}
 
 #endif

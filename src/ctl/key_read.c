@@ -147,23 +147,6 @@ const struct ctl_command ctl_get = {
 
 /* ---- info ---- */
 
-static void
-print_json_string(const char *s)
-{
-	putchar('"');
-	for (; *s; s++) {
-		unsigned char c = (unsigned char)*s;
-
-		if (c == '"' || c == '\\')
-			printf("\\%c", c);
-		else if (c < 0x20 || c >= 0x7f) /* bytes beyond ASCII as Latin-1: keys need not be UTF-8 */
-			printf("\\u%04x", c);
-		else
-			putchar(c);
-	}
-	putchar('"');
-}
-
 struct info {
 	struct stat st;
 	char version[UNITS_TEXT_MAX], ttl[UNITS_TEXT_MAX], expires[UNITS_TEXT_MAX];
@@ -177,7 +160,7 @@ print_info(const char *key, const struct info *i, bool json)
 
 	printf(json ? "{\"key\": " : "key\t");
 	if (json)
-		print_json_string(key);
+		ctl_print_json_string(key);
 	else
 		printf("%s", ctl_show_key(key, strlen(key)));
 	printf("%ssize%s%lld", end, name, (long long)i->st.st_size);

@@ -6,8 +6,8 @@
  * 100 bytes), mtime/atime/ctime with nanoseconds, size and ids that are too large, and as extended attributes
  * SCHILY.xattr.user.NAME (the user's), SCHILY.xattr.user.kvfs.version, SCHILY.xattr.user.kvfs.expires (Unix time).
  * The mount's own directory is the member "./". A global header with the comment "kvfs dump 1" begins the archive, one with
- * "kvfs end keys=N xxh3=HASH" ends it: HASH is XXH3-64 of every byte before that header; load refuses to call a stream
- * whole without it. Archives by other tools (posix and gnu formats) are read as well.
+ * "kvfs end version=V keys=N xxh3=HASH" ends it: V is the store's version counter, HASH the XXH3-64 of every byte before
+ * that header; without it a stream is not whole. Archives by other tools (posix and gnu formats) are read as well.
  *
  * Layer: ctl, on base. One thread per stream.
  */
@@ -49,8 +49,8 @@ struct tar_out *tar_out_new(int fd);
 /** Write a member's headers; exactly e->size bytes must follow through tar_write_data. Return: 0 or -errno. */
 int tar_write_entry(struct tar_out *t, const struct tar_entry *e);
 int tar_write_data(struct tar_out *t, const void *buf, size_t len);
-/** End the archive and write out what is buffered. Return: 0 or -errno. */
-int tar_write_end(struct tar_out *t);
+/** End the archive and write out what is buffered. `version`: the store's counter. Return: 0 or -errno. */
+int tar_write_end(struct tar_out *t, uint64_t version);
 uint64_t tar_out_bytes(const struct tar_out *t);
 void tar_out_free(struct tar_out *t);
 
@@ -66,6 +66,8 @@ ssize_t tar_read_data(struct tar_in *t, void *buf, size_t len);
 /** Whether it is a kvfs dump (known after the first entry), and after the end: whether it was whole. */
 bool tar_in_is_dump(const struct tar_in *t);
 bool tar_in_is_whole(const struct tar_in *t);
+/** After the end of a dump: the version counter of its store; 0: not known. */
+uint64_t tar_in_version(const struct tar_in *t);
 uint64_t tar_in_bytes(const struct tar_in *t);
 const char *tar_in_why(const struct tar_in *t);
 void tar_in_free(struct tar_in *t);

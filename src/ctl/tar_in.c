@@ -23,7 +23,7 @@
 
 struct tar_in {
 	int fd;
-	uint64_t bytes, keys;
+	uint64_t bytes, keys, version;
 	uint64_t left, pad;  /* of the present member: content and padding to come */
 	XXH3_state_t *hash;
 	uint64_t hash_here;  /* of everything before the header that was read last */
@@ -289,6 +289,7 @@ static int
 global_comment(struct tar_in *t, const char *val, size_t len)
 {
 	char text[96], want[96];
+	uint64_t version = 0;
 
 	if (len >= sizeof(text) || len < 5 || memcmp(val, "kvfs ", 5) != 0)
 		return 0;
@@ -300,10 +301,15 @@ global_comment(struct tar_in *t, const char *val, size_t len)
 	}
 	if (strncmp(text, "kvfs dump ", 10) == 0)
 		return bad(t, "it is a dump of format %.20s; this kvfsctl reads format 1", text + 10);
-	snprintf(want, sizeof(want), "kvfs end keys=%llu xxh3=%016llx", (unsigned long long)t->keys,
-		 (unsigned long long)t->hash_here);
+	if (strncmp(text, "kvfs end version=", 17) != 0)
+		return 0;
+	if (units_parse_u64(text + 17, strcspn(text + 17, " "), &version) != 0)
+		version = 0;
+	snprintf(want, sizeof(want), "kvfs end version=%llu keys=%llu xxh3=%016llx", (unsigned long long)version,
+		 (unsigned long long)t->keys, (unsigned long long)t->hash_here);
 	if (strcmp(text, want) != 0)
 		return bad(t, "its checksum is wrong: it was changed after it was written");
+	t->version = version;
 	t->whole = true;
 	return 0;
 }
@@ -538,6 +544,12 @@ bool
 tar_in_is_whole(const struct tar_in *t)
 {
 	return t->whole;
+}
+
+uint64_t
+tar_in_version(const struct tar_in *t)
+{
+	return t->version;
 }
 
 uint64_t

@@ -279,15 +279,15 @@ tar_write_data(struct tar_out *t, const void *buf, size_t len)
 }
 
 int
-tar_write_end(struct tar_out *t)
+tar_write_end(struct tar_out *t, uint64_t version)
 {
 	static const char zeros[2 * TAR_BLOCK];
-	char text[80];
+	char text[96];
 
 	assert(t->left == 0);
 	flush_out(t);
-	snprintf(text, sizeof(text), "kvfs end keys=%llu xxh3=%016llx", (unsigned long long)t->keys,
-		 (unsigned long long)XXH3_64bits_digest(t->hash));
+	snprintf(text, sizeof(text), "kvfs end version=%llu keys=%llu xxh3=%016llx", (unsigned long long)version,
+		 (unsigned long long)t->keys, (unsigned long long)XXH3_64bits_digest(t->hash));
 	t->pax_size = 0;
 	pax_add_text(t, "comment", text);
 	put_pax(t, 'g', "pax_global_header", 17);

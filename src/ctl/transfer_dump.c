@@ -17,10 +17,12 @@
 #define SLOTS 64u
 #define SLOT_SIZE (64u << 10)
 #define PIECE_SIZE (1u << 20)
-#define PAGE_KEYS 1024u
+
+struct dump;
 
 struct slot {
 	struct store_req req; /* first */
+	struct dump *d;
 	int step;
 	bool ready;
 	int err;
@@ -33,41 +35,17 @@ struct slot {
 	char buf[SLOT_SIZE];
 };
 
-struct page {
-	unsigned n;
-	uint64_t cookie; /* of the last entry */
-	struct {
-		uint32_t len;
-		char key[STORE_KEY_MAX];
-	} e[PAGE_KEYS];
-};
-
 struct dump {
 	struct store *s;
 	struct io *io;
 	struct tar_out *tar;
 	struct transfer_stats *stats;
 	bool salvage;
-	uint64_t total; /* keys, for the progress bar */
 	struct slot *slots;
-	struct page *page;
+	struct data_page *page;
 	char *piece;
 	struct tar_entry *entry;
 };
-
-static int
-take_entry(void *arg, const struct store_entry *e)
-{
-	struct page *p = arg;
-
-	if (p->n == PAGE_KEYS)
-		return 1;
-	p->e[p->n].len = e->key.len;
-	memcpy(p->e[p->n].key, e->key.data, e->key.len);
-	p->n++;
-	p->cookie = e->cookie;
-	return 0;
-}
 
 /* ---- a slot: open, xattrs, first bytes ---- */
 
@@ -108,20 +86,20 @@ static void
 slot_done(struct store_req *req, int err)
 {
 	struct slot *sl = (struct slot *)req;
-	struct dump *d = req->engine;
 
 	if (err) {
 		sl->err = err;
 		sl->ready = true;
 		return;
 	}
-	slot_run(d, sl);
+	slot_run(sl->d, sl);
 }
 
 static void
 slot_start(struct dump *d, struct slot *sl, struct store_key key)
 {
 	memset(sl, 0, offsetof(struct slot, xattrs));
+	sl->d = d;
 	sl->req.done = slot_done;
 	sl->req.io = d->io;
 	sl->key = key;
@@ -206,7 +184,7 @@ write_rest(struct dump *d, struct slot *sl)
 		rc = tar_write_data(d->tar, d->piece, size - off < PIECE_SIZE ? (size_t)(size - off) : PIECE_SIZE);
 		if (rc)
 			return write_failed(rc);
-		ctl_progress(d->stats->keys, tar_out_bytes(d->tar));
+		ctl_progress(d->stats->keys, 0);
 	}
 	return 0;
 }
@@ -233,15 +211,10 @@ write_slot(struct dump *d, struct slot *sl)
 static int
 finish_slot(struct dump *d, struct slot *sl)
 {
-	int rc = 0;
+	int rc;
 
-	while (!sl->ready) {
-		rc = io_run(d->io, -1);
-		if (rc < 0 && rc != -EINTR)
-			sl->err = rc;
-		if (sl->err)
-			break;
-	}
+	while (!sl->ready)
+		data_io_run(d->io);
 	rc = sl->err;
 	if (!rc && sl->got != (sl->attr.size < SLOT_SIZE ? sl->attr.size : SLOT_SIZE))
 		rc = -EIO;
@@ -274,8 +247,7 @@ abandon_slots(struct dump *d, unsigned from, unsigned to)
 		struct slot *sl = &d->slots[i % SLOTS];
 
 		while (!sl->ready)
-			if (io_run(d->io, -1) < 0 && errno != EINTR)
-				break;
+			data_io_run(d->io);
 		if (sl->snap)
 			store_snap_close(d->s, sl->snap);
 	}
@@ -284,13 +256,13 @@ abandon_slots(struct dump *d, unsigned from, unsigned to)
 static int
 dump_page(struct dump *d)
 {
-	struct page *p = d->page;
+	struct data_page *p = d->page;
 	unsigned begun = 0, ended = 0;
 	int rc = 0;
 
 	while (ended < p->n && !rc) {
 		for (; begun < p->n && begun - ended < SLOTS; begun++)
-			slot_start(d, &d->slots[begun % SLOTS], (struct store_key){ p->e[begun].key, p->e[begun].len });
+			slot_start(d, &d->slots[begun % SLOTS], data_page_key(p, begun));
 		rc = finish_slot(d, &d->slots[ended++ % SLOTS]);
 		ctl_progress(d->stats->keys, 0);
 	}
@@ -301,21 +273,18 @@ dump_page(struct dump *d)
 static int
 dump_all(struct dump *d)
 {
-	struct data_wait w;
+	struct store_stats st;
 	int rc;
 
 	do {
-		d->page->n = 0;
-		rc = data_wait_end(&w, store_list(d->s, d->page->cookie, NULL, take_entry, d->page,
-						  data_wait_start(&w, d->io)));
-		if (rc)
-			ctl_err("cannot list the keys: %s", strerror(-rc));
-		else
+		rc = data_page_next(d->s, d->io, d->page);
+		if (!rc)
 			rc = dump_page(d);
 	} while (!rc && d->page->n);
 	if (rc)
 		return rc;
-	rc = tar_write_end(d->tar);
+	store_get_stats(d->s, &st);
+	rc = tar_write_end(d->tar, st.version);
 	return rc ? write_failed(rc) : 0;
 }
 

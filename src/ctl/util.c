@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #define BAR_WIDTH 24
 #define SHOW_EVERY_NS (100 * NS_PER_MSEC)
@@ -26,7 +27,10 @@
 
 /* Protected by term_lock. */
 static pthread_mutex_t term_lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned diag_count;
+static unsigned diag_errors, diag_warnings;
+static bool diag_once;
+static uint64_t said[512]; /* hashes of the engine's lines */
+static unsigned nsaid;
 static struct {
 	const char *what; /* NULL: nothing is shown */
 	uint64_t total, done, keys;
@@ -53,7 +57,7 @@ say(const char *prefix, const char *text)
 	pthread_mutex_unlock(&term_lock);
 }
 
-static void
+static void __attribute__((format(printf, 2, 0)))
 vsay(const char *prefix, const char *fmt, va_list ap)
 {
 	char text[DIAG_LINE_MAX];
@@ -92,18 +96,32 @@ ctl_note(const char *fmt, ...)
 	va_end(ap);
 }
 
+/* Whether a line of the engine is new and counts. */
+static bool
+note_line(enum diag_level level, const char *line)
+{
+	uint64_t hash = XXH3_64bits(line, strlen(line));
+	bool fresh = true;
+
+	pthread_mutex_lock(&term_lock);
+	for (unsigned i = 0; i < nsaid && diag_once && fresh; i++)
+		fresh = said[i] != hash;
+	if (fresh && nsaid < sizeof(said) / sizeof(said[0]))
+		said[nsaid++] = hash;
+	if (fresh) {
+		diag_errors += level == DIAG_ERR;
+		diag_warnings += level == DIAG_WARN;
+	}
+	pthread_mutex_unlock(&term_lock);
+	return fresh;
+}
+
 static void
 diag_sink(void *arg, enum diag_level level, const char *line)
 {
 	(void)arg;
-	if (level > DIAG_INFO)
-		return;
-	say(level == DIAG_INFO ? "" : level == DIAG_WARN ? "warning: " : "error: ", line);
-	if (level <= DIAG_WARN) {
-		pthread_mutex_lock(&term_lock);
-		diag_count++;
-		pthread_mutex_unlock(&term_lock);
-	}
+	if (level <= DIAG_INFO && note_line(level, line))
+		say(level == DIAG_WARN ? "warning: " : "", line);
 }
 
 void
@@ -113,15 +131,21 @@ ctl_take_diag(void)
 	diag_set_sink(diag_sink, NULL);
 }
 
-unsigned
-ctl_diag_count(void)
+void
+ctl_diag_count(unsigned *errors, unsigned *warnings)
 {
-	unsigned n;
-
 	pthread_mutex_lock(&term_lock);
-	n = diag_count;
+	*errors = diag_errors;
+	*warnings = diag_warnings;
 	pthread_mutex_unlock(&term_lock);
-	return n;
+}
+
+void
+ctl_diag_once(void)
+{
+	pthread_mutex_lock(&term_lock);
+	diag_once = true;
+	pthread_mutex_unlock(&term_lock);
 }
 
 int
@@ -181,6 +205,23 @@ ctl_show_bytes(uint64_t bytes)
 	}
 	snprintf(buf, sizeof(bufs[0]), u ? "%.1f %s" : "%.0f %s", v, units[u]);
 	return buf;
+}
+
+void
+ctl_print_json_string(const char *s)
+{
+	putchar('"');
+	for (; *s; s++) {
+		unsigned char c = (unsigned char)*s;
+
+		if (c == '"' || c == '\\')
+			printf("\\%c", c);
+		else if (c < 0x20 || c >= 0x7f)
+			printf("\\u%04x", c);
+		else
+			putchar(c);
+	}
+	putchar('"');
 }
 
 /* ---- options ---- */

@@ -65,6 +65,22 @@ attr_overlay(struct kvfs_mount *m, const struct key *k, const struct node *n, st
 }
 
 void
+node_tell_size(const struct rq *r, struct node *n, uint64_t size)
+{
+	if (n->ksize == (int64_t)size && (!n->ksize_by || n->ksize_by == r->pid))
+		return;
+	n->ksize = (int64_t)size;
+	/* A node that nobody knew is first seen with this size; else it takes the reply's own thread to run. */
+	n->ksize_by = n->nlookup ? r->pid : 0;
+}
+
+bool
+node_size_is(const struct rq *r, const struct node *n, uint64_t size)
+{
+	return n->ksize == (int64_t)size && (!n->ksize_by || n->ksize_by == r->pid);
+}
+
+void
 entry_fill(struct rq *r, struct node *n, const struct store_attr *a, bool uncached)
 {
 	struct kvfs_mount *m = r->m;
@@ -78,8 +94,9 @@ entry_fill(struct rq *r, struct node *n, const struct store_attr *a, bool uncach
 		.entry_timeout = t,
 	};
 	attr_to_stat(m, a, &r->out.entry.attr);
+	node_tell_size(r, n, a->size);
+	n->told = a->version;
 	n->nlookup++;
-	n->ksize = (int64_t)a->size;
 }
 
 void

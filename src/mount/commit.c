@@ -122,8 +122,9 @@ published(struct rq *r)
 	if (k->ino != r->commit.out.ino && k->named)
 		k->ino = r->commit.out.ino;
 	m->root_changed = now_ns();
+	h->node->told = r->commit.out.version; /* its writer's own writes have set the kernel's size */
 	if (!k->edit_node || k->editors == 0) {
-		if (k->edit_node == NULL && !h->node->moved)
+		if (k->edit_node == NULL && !h->node->moved && !h->node->tainted)
 			k->cur = h->node;
 		return go_on(r, 0);
 	}
@@ -163,7 +164,7 @@ published_follow(struct rq *r)
 		return go_on(r, 0);
 	}
 	node_set_snap(m, x, s, &r->attr);
-	x->pages = r->attr.version;
+	x->pages = x->told = r->attr.version;
 	x->ksize = -1;
 	r->state = 3;
 	notify_inval_node(m, x->nodeid, true, r);
@@ -376,7 +377,7 @@ edit_committed(struct rq *r)
 		if (x && !d->stale) {
 			if (x->pages == x->version)
 				x->pages = r->commit.out.version;
-			x->version = r->commit.out.version;
+			x->version = x->told = r->commit.out.version;
 			x->attr = r->commit.out;
 		}
 		if (r->commit.sync == STORE_SYNC_WRITTEN)

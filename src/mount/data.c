@@ -54,6 +54,7 @@ read_step(struct rq *r)
 
 	if (r->state == 1)
 		return read_done(r);
+	handle_arrived(h);
 	if (h->kind == H_CTL)
 		return read_ctl(r);
 	if (h->kind == H_REPL)

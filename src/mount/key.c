@@ -319,7 +319,7 @@ node_settle(struct kvfs_mount *m, struct node *n)
 {
 	struct key *k = n->key;
 
-	if (n->opens == 0 && n->snap) {
+	if (n->opens == 0 && n->reserved == 0 && n->snap) {
 		msnap_put(m, n->snap);
 		n->snap = NULL;
 	}
@@ -345,11 +345,17 @@ node_forget(struct kvfs_mount *m, struct node *n, uint64_t nlookup)
 bool
 node_usable(const struct node *n, uint64_t version)
 {
-	if (n->writers || n->claimed || n->moved)
+	if (n->writers || n->claimed || n->moved || n->tainted)
 		return false;
 	if (n->key->edit_node)
 		return n == n->key->edit_node;
-	return (n->opens == 0 && n->reserved == 0) || n->version == version;
+	if (n->opens || n->reserved)
+		return n->version == version;
+	/*
+	 * Idle. The kernel ignores a size that it is told while another reply for the same inode is under way (attr_version),
+	 * so a node that it knows with another version's size is not used again; it will be forgotten.
+	 */
+	return n->nlookup == 0 || n->told == version;
 }
 
 struct node *

@@ -63,18 +63,12 @@ lookup_found(struct rq *r)
 	mv = move_find(m, r->pid, k);
 	if (mv && mv->writer)
 		return entry_reply(r, mv->node, &r->attr, true);
+	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
+		return entry_reply(r, mv->node, &mv->node->attr, true);
 	n = key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
-	if (mv && mv->node != n) {
-		move_end(m, mv);
-		if (n->opens == 0)
-			n->version = r->attr.version;
-		move_add(m, r->pid, k, n, false);
-	}
 	attr_overlay(m, k, n, &r->attr);
-	if (n->opens && n->version != r->attr.version && n != k->edit_node)
-		r->attr = n->attr;
 	return entry_reply(r, n, &r->attr, mv != NULL);
 }
 
@@ -225,7 +219,7 @@ attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached)
 	if (!k->named)
 		r->out.entry.attr.st_nlink = 0;
 	r->out.entry.attr_timeout = uncached || dirty || !k->named ? 0 : attr_timeout(r->m, k, a);
-	n->ksize = (int64_t)a->size;
+	node_tell_size(r, n, a->size);
 	return RQ_DONE;
 }
 
@@ -287,7 +281,7 @@ getattr_step(struct rq *r)
 				r->attr.mtime = own->draft->touched;
 			return attr_reply(r, n, &r->attr, true);
 		}
-		if (n->opens && n->version != r->attr.version && n != k->edit_node)
+		if ((n->opens || n->reserved) && n->version != r->attr.version && n != k->edit_node)
 			return getattr_frozen(r, n);
 		attr_overlay(m, k, n, &r->attr);
 		return attr_reply(r, n, &r->attr, false);

@@ -128,10 +128,13 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
+	bool tainted;      /* two writers at once: in which order the kernel took their sizes in is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
+	uint64_t told;     /* of all attributes that the kernel was told of late; 0: none, or of a value being written */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
+	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
 	struct msnap *snap;
 	struct store_attr attr; /* of the snap */
 };
@@ -145,6 +148,7 @@ struct handle {
 	struct node *node;
 	struct list of_key;    /* REPL: in key->writers */
 	bool direct;           /* READ: bypasses the page cache, reads `snap` */
+	uint64_t fresh;        /* its open makes the kernel drop the node's pages; they are of this version from its first READ on */
 	struct msnap *snap;    /* READ direct: pinned; others use node->snap */
 	bool append, excl, sync_writes, took_locks;
 	pid_t opener;          /* thread id; 0: another pid namespace */
@@ -357,6 +361,12 @@ void attr_to_stat(const struct kvfs_mount *m, const struct store_attr *a, struct
 double attr_timeout(struct kvfs_mount *m, const struct key *k, const struct store_attr *a);
 /** Overlay what open edits have changed. */
 void attr_overlay(struct kvfs_mount *m, const struct key *k, const struct node *n, struct store_attr *a);
+/** The reply to r tells the kernel this size of n. */
+void node_tell_size(const struct rq *r, struct node *n, uint64_t size);
+/** Is the kernel's i_size of n this, for the thread behind r? */
+bool node_size_is(const struct rq *r, const struct node *n, uint64_t size);
+/** The kernel has taken in the reply to h's open: its pages are those of the version that h opened. */
+void handle_arrived(struct handle *h);
 /** Fill r->out.entry for node n (counts the lookup) with attributes a. */
 void entry_fill(struct rq *r, struct node *n, const struct store_attr *a, bool uncached);
 void attr_ctl_dir(const struct kvfs_mount *m, struct stat *st);

@@ -90,9 +90,12 @@ writer_open(struct rq *r, struct key *k, struct node *n, struct handle **out)
 	h->draft = d;
 	h->direct = true;
 	list_add_tail(&k->writers, &h->of_key);
+	n->tainted |= n->writers > 0;
 	n->writers++;
 	n->pages = 0;
+	n->told = 0;
 	n->ksize = 0;
+	n->ksize_by = 0; /* its own writes and closes come after */
 	*out = h;
 	return 0;
 }
@@ -143,7 +146,7 @@ open_granted(struct rq *r, struct node *n, bool edit)
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
 	bool live = k->edit_node == n && k->editors;
-	bool keep = live || (n->pages && n->pages == r->attr.version);
+	bool keep = n->pages && n->pages == (live ? n->version : r->attr.version);
 	struct handle *h = handle_new(r, edit ? H_EDIT : H_READ, k, n);
 
 	if (!h) {
@@ -156,8 +159,11 @@ open_granted(struct rq *r, struct node *n, bool edit)
 		k->edit_node = n;
 		k->cur = n;
 	}
+	if (n->ksize_by == r->pid)
+		n->ksize_by = 0;
 	if (n->snap && (live || n->version == r->attr.version)) {
-		store_snap_close(m->store, r->raw_snap);
+		if (r->raw_snap)
+			store_snap_close(m->store, r->raw_snap);
 	} else {
 		struct msnap *s = msnap_new(r->raw_snap);
 
@@ -167,9 +173,9 @@ open_granted(struct rq *r, struct node *n, bool edit)
 			return rq_err(r, -ENOMEM);
 		}
 		node_set_snap(m, n, s, &r->attr);
-		n->pages = r->attr.version;
 	}
 	r->raw_snap = NULL;
+	h->fresh = keep ? 0 : n->version;
 	return open_reply(r, h, keep);
 }
 
@@ -179,12 +185,11 @@ open_direct(struct rq *r, struct node *n, bool edit)
 {
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
-	struct msnap *s = msnap_new(r->raw_snap);
+	struct msnap *s = r->raw_snap ? msnap_new(r->raw_snap) : msnap_ref(n->snap);
 	struct handle *h = s ? handle_new(r, edit ? H_EDIT : H_READ, k, n) : NULL;
 
 	if (!h) {
-		store_snap_close(m->store, r->raw_snap);
-		free(s);
+		msnap_put(m, s);
 		return rq_err(r, -ENOMEM);
 	}
 	m->counters.move_fallbacks++;
@@ -206,41 +211,53 @@ open_direct(struct rq *r, struct node *n, bool edit)
 	return open_reply(r, h, false);
 }
 
+/* Send a reader or editor on to a node where this version (r->raw_snap) is kept for it. */
+static enum rq_result
+open_elsewhere(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct node *to = key_node(m, k, r->attr.version);
+	struct msnap *s = NULL;
+
+	if (to && to != k->edit_node && !(to->snap && to->version == r->attr.version))
+		s = msnap_new(r->raw_snap);
+	if (s)
+		node_set_snap(m, to, s, &r->attr);
+	else
+		store_snap_close(m->store, r->raw_snap);
+	r->raw_snap = NULL;
+	if (!to)
+		return rq_err(r, -ENOMEM);
+	m->counters.moves_reader++;
+	move_add(m, r->pid, k, to, false);
+	return rq_err(r, -ESTALE);
+}
+
 static enum rq_result
 open_committed(struct rq *r, struct node *n, bool edit)
 {
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
 	struct move *mv = move_find(m, r->pid, k);
-	bool second = mv != NULL;
 	bool live = k->edit_node == n && k->editors;
+	bool arrived = mv && mv->node == n && !mv->writer;
 	bool fits;
 
-	if (mv && mv->node == n && n->opens == 0 && n->reserved == 1)
-		n->version = r->attr.version; /* nobody else counts on it */
-	fits = node_usable(n, r->attr.version) && (live || n->ksize == (int64_t)r->attr.size);
-	if (fits) {
-		n->opens++; /* keeps it while the move ends */
-		if (mv)
-			move_end(m, mv);
-		n->opens--;
-		return open_granted(r, n, edit);
+	/* Readers may have the version that was pinned when they were sent here: it was the latest while they opened. */
+	if (arrived && !edit && !k->edit_node && n->snap && n->version != r->attr.version) {
+		store_snap_close(m->store, r->raw_snap);
+		r->raw_snap = NULL;
+		r->attr = n->attr;
 	}
-	if (second) {
+	fits = node_usable(n, r->attr.version) &&
+	       (live || (arrived && n->ksize == (int64_t)r->attr.size) || node_size_is(r, n, r->attr.size));
+	n->opens++; /* keeps it while the move ends */
+	if (mv)
 		move_end(m, mv);
-		return open_direct(r, n, edit);
-	}
-	struct node *to = key_node(m, k, r->attr.version);
-
-	store_snap_close(m->store, r->raw_snap);
-	r->raw_snap = NULL;
-	if (!to)
-		return rq_err(r, -ENOMEM);
-	if (to->opens == 0)
-		to->version = r->attr.version;
-	m->counters.moves_reader++;
-	move_add(m, r->pid, k, to, false);
-	return rq_err(r, -ESTALE);
+	n->opens--;
+	if (fits)
+		return open_granted(r, n, edit);
+	return mv ? open_direct(r, n, edit) : open_elsewhere(r, k);
 }
 
 /* The key lost its name: only what is open already can be opened again (through /proc/self/fd). */
@@ -704,6 +721,14 @@ release_edit(struct rq *r)
 }
 
 
+void
+handle_arrived(struct handle *h)
+{
+	if (h->fresh && h->node->version == h->fresh && h->node->writers == 0)
+		h->node->pages = h->fresh;
+	h->fresh = 0;
+}
+
 static enum rq_result
 release_step(struct rq *r)
 {
@@ -711,6 +736,7 @@ release_step(struct rq *r)
 	struct handle *h = r->h;
 	struct key *k = h->key;
 
+	handle_arrived(h);
 	if (k && h->took_locks)
 		lockops_release(m, k, h);
 	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {

@@ -174,6 +174,8 @@ layer_write(struct layer *l, uint64_t pos, const void *buf, size_t len, int64_t 
 static void
 pieces_remove(struct layer *l, unsigned i, unsigned j)
 {
+	if (i == j)
+		return;
 	memmove(&l->piece[i], &l->piece[j], (l->n - j) * sizeof(l->piece[0]));
 	l->n -= j - i;
 }

@@ -474,6 +474,8 @@ log_append(struct log *lg, struct log_append *a, const struct record *recs, unsi
 	struct stage st;
 	int r;
 
+	if (!n)
+		return -EINVAL;
 	r = stage_init(&st, recs, n);
 	if (r)
 		return r;

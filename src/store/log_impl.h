@@ -21,8 +21,8 @@
  *   writing   one batch write at a time
  *   flushing  one flush (fdatasync of one or more segments) at a time
  *   applying  runs apply callbacks
- * Whoever changes something that another role may be waiting for calls log_progress() before it goes away, so no work is
- * left behind without somebody who will come back to it: a write or flush in flight comes back by its completion.
+ * Whoever changes something that another role may be waiting for runs the loop of log_write.c before it goes away, so no
+ * work is left behind without somebody who will come back to it: a write or flush in flight comes back by its completion.
  */
 #ifndef KVFS_STORE_LOG_IMPL_H
 #define KVFS_STORE_LOG_IMPL_H
@@ -169,9 +169,11 @@ struct batch {
 	bool hold;            /* its apply waits until it is */
 	int err;
 	/* while it is being written */
-	struct iovec *cur;
-	unsigned ncur;
-	uint64_t off;
+	struct log_pos before; /* end of the batch before */
+	unsigned todo;   /* first piece that is not whole on disk */
+	size_t skip;     /* how much of it is */
+	struct iovec cut;/* its rest */
+	uint64_t off;    /* where the next byte goes */
 	int tries;
 	bool dsync, touched;
 	struct log *lg;
@@ -265,8 +267,6 @@ int segment_sync_dir(struct log *lg);
 /** Batches are taken, and given back empty. Under lock. */
 void batch_free(struct batch *b);
 void batch_recycle(struct log *lg, struct batch *b);
-/** Go on with whatever can be gone on with. Called with lock held, returns with it dropped. @direct: in io_run of `io` */
-void log_progress_unlock(struct log *lg, struct io *io, bool direct);
 /** `pos` is to become durable. Under lock. */
 void log_want_flush(struct log *lg, struct log_pos pos);
 

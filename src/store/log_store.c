@@ -710,6 +710,7 @@ store_free(struct log_store *s)
 	free(s->pends);
 	free(s->draft_pins);
 	free(s->bad_seg);
+	free(s->skip_seg);
 	free(s->rec_live);
 	pthread_mutex_destroy(&s->lock);
 	free(s);

@@ -45,6 +45,9 @@
 
 struct log_store;
 struct op;
+struct compaction;
+struct record_read;
+struct move;
 
 /* Immutable bytes with a count of references. */
 struct blob {
@@ -184,6 +187,7 @@ struct record_read {
 	struct fetch f;
 	struct store_snap *snap;
 	struct op *op; /* that waits for it, if any */
+	bool ended;    /* compaction waits for it */
 	char *buf;
 	struct record rec;
 };
@@ -366,12 +370,18 @@ struct op {
 	struct tomb_group tomb;        /* seg not 0: count it when applied */
 	struct build b;
 	struct store_snap *rebased;    /* EDIT: the new value, for the draft */
-	void *arg;
+	bool lazy;                     /* compaction: somebody will kick the log */
+	struct compaction *cp;
+	const struct log_scan *scan;
+	struct move *move;
+	uint64_t weight;               /* bytes, in cp->inflight */
 };
 
 /** A fresh operation; it joins the queues of its keys in op_submit. NULL: no memory. */
 struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
 		  const struct store_key *key2);
+/** Run a lazy operation unless anything is under way on its key: then -EBUSY. It frees itself (after finish). */
+int op_try(struct op *op);
 /** Free one that was not submitted. */
 void op_drop(struct op *op);
 /** Run it as far as it goes. Return: as the store's functions. It frees itself. */
@@ -481,7 +491,6 @@ struct log_store {
 	struct store_stats st;
 	uint64_t live; /* bytes */
 	uint64_t keys, value_extents;
-	bool heap_incomplete; /* some deadline is not in the heap for want of memory */
 	struct expired_note *expired; /* to be reported by the background thread */
 	unsigned *draft_pins;         /* by segment id */
 	uint32_t draft_pins_cap;
@@ -489,6 +498,8 @@ struct log_store {
 	uint64_t ckpt_bytes;          /* log bytes when it was written */
 	uint32_t *bad_seg;            /* segments with damage that must not be deleted */
 	unsigned nbad;
+	uint32_t *skip_seg;           /* segments that could not be emptied lately */
+	unsigned nskip;
 	bool recovering;
 	int64_t *rec_live;            /* by segment id, while recovering */
 	uint32_t rec_live_cap;
@@ -542,6 +553,7 @@ int store_open_log(struct log_store *s);
 void store_close_log(struct log_store *s);
 /** Damage was found there: never delete this segment. Store's lock held (or nobody else there). 0 or -ENOMEM. */
 int store_bad_segment(struct log_store *s, uint32_t seg);
+int segset_add(uint32_t **set, unsigned *n, uint32_t seg);
 /** Write one. `pause` is called between steps without lock (may be NULL). 0 or -errno. */
 int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
 /** One victim. 1: something was done, 0: nothing worth it, -errno. */
@@ -551,7 +563,7 @@ int log_sync_wait(struct log_store *s, struct io *io);
 int background_start(struct log_store *s);
 void background_stop(struct log_store *s);
 void background_wake(struct log_store *s);
-/** Report and delete what has expired. Return: the next deadline, INT64_MAX: none. */
-int64_t expire_run(struct log_store *s, struct io *io, bool wait);
+/** Report and delete what has expired; *pending: deletions under way on `io`. Return: the next deadline, INT64_MAX: none. */
+int64_t expire_run(struct log_store *s, struct io *io, unsigned *pending);
 
 #endif

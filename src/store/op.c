@@ -355,6 +355,8 @@ op_run(struct op *op)
 	s_unlock(s);
 	if (what == OP_ENDED)
 		return op_finish(op);
+	if (op->lazy)
+		return STORE_PENDING;
 	log_kick(s->lg, op->io);
 	if (!log_append_take(s->lg, &op->app))
 		return STORE_PENDING;
@@ -414,6 +416,26 @@ out_nomem:
 	s_unlock(s);
 	op->err = -ENOMEM;
 	return op_finish(op);
+}
+
+int
+op_try(struct op *op)
+{
+	struct log_store *s = op->s;
+
+	op->lazy = true;
+	s_lock(s);
+	if (!pend_find(s, &op->k[0].key, op->k[0].hash)) {
+		op->k[0].pend = pend_get(s, &op->k[0].key, op->k[0].hash);
+		if (op->k[0].pend) {
+			queue_join(op, &op->k[0]);
+			return op_run(op);
+		}
+	}
+	s_unlock(s);
+	op->err = -ECANCELED;
+	(void)op_finish(op); /* says what is set here */
+	return -EBUSY;
 }
 
 /* ---- what steps use ---- */
@@ -545,6 +567,7 @@ op_append(struct op *op, const struct record *recs, unsigned n, struct log_place
 	if (!err) {
 		op->app = (struct log_append){ .io = op->io, .need = op->need, .take = true, .apply = op_apply,
 					       .done = op_done };
+		op->app.take = !op->lazy;
 		err = log_append(s->lg, &op->app, recs, n, places, op->reserved);
 	}
 	if (err) {

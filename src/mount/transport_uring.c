@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * transport_uring.c - requests over io_uring (Linux 6.14 and later), underneath any libfuse.
+ *
+ * The kernel has one queue per possible CPU and puts a request into the queue of the CPU where it was made. Each queue
+ * belongs to one worker (pinned to that CPU when there are as many workers as CPUs), which registers a number of entries
+ * for it. An entry is a header and a payload buffer. States:
+ *
+ *   IN_KERNEL  a command is with the kernel: it waits for a request, or its completion has not been seen yet
+ *   TAKEN      it holds a request that has not been answered
+ *   REPLIED    it holds the reply; the command that commits it is still to be queued
+ *   GONE       the kernel refused it, or the connection has ended
+ *
+ * A request becomes the flat buffer that libfuse wants by copying its headers right before its payload, where room is
+ * left for them. The reply goes into the same buffer, so it is committed only after the handler has returned: until
+ * then the handler may look at the request's arguments. The kernel prefers the entry that came back last, so that only
+ * as much memory is touched as there are requests at a time.
+ *
+ * FORGET, INTERRUPT and, if a registration fails, everything still comes over /dev/fuse.
+ *
+ * Threads: workers, each its own entries. Knows nothing of the file system.
+ */
+#include "mount/transport_uring.h"
+
+#include "base/diag.h"
+#include "mount/transport.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum {
+	DEFAULT_DEPTH = 64,
+	PREFIX_SIZE = 4096, /* before each payload: the header at its start, the flat headers at its end */
+	BARRIER_LOOK_NS = 10000000,
+};
+
+enum entry_state { IN_KERNEL, TAKEN, REPLIED, GONE };
+
+struct queue {
+	unsigned qid, in_kernel;
+};
+
+struct entry {
+	struct io_req req; /* first: a completion names it */
+	struct worker *w;
+	struct queue *q;
+	enum entry_state state;
+	bool registered; /* a request has come through it */
+	struct fuse_ring_req_header *hdr;
+	char *payload;
+	struct iovec iov[2];
+	uint64_t commit_id, unique;
+	struct entry *next; /* in `table` when TAKEN, in `replied` when REPLIED */
+};
+
+struct uring_worker {
+	struct queue *queues;
+	unsigned nqueues;
+	struct entry *entries;
+	unsigned nentries, taken;
+	struct entry **table; /* TAKEN entries by unique */
+	unsigned table_mask;
+	struct entry *replied, **replied_end; /* in order */
+	struct entry *current; /* its handler runs */
+	size_t payload_size;
+	char *mem;
+	size_t mem_size;
+	int error; /* of a registration */
+};
+
+int
+uring_check_kernel(void)
+{
+	int fd = open("/sys/module/fuse/parameters/enable_uring", O_RDONLY | O_CLOEXEC), err = 0;
+	char c = 'N';
+
+	if (fd < 0)
+		return -errno;
+	if (read(fd, &c, 1) < 0)
+		err = -errno;
+	(void)close(fd); /* read-only */
+	if (!err && c != 'Y')
+		err = -EOPNOTSUPP;
+	return err;
+}
+
+/* Number of possible CPUs, which is the number of queues. Return: > 0 or -errno. */
+static int
+possible_cpus(void)
+{
+	FILE *f = fopen("/sys/devices/system/cpu/possible", "re");
+	int n = 0, from, to, got;
+
+	if (!f)
+		return -errno;
+	while ((got = fscanf(f, "%d-%d", &from, &to)) > 0) {
+		n += got == 2 ? to - from + 1 : 1;
+		if (fgetc(f) != ',')
+			break;
+	}
+	(void)fclose(f); /* read-only */
+	return n > 0 ? n : -EINVAL;
+}
+
+static unsigned
+queue_depth(const struct session *s)
+{
+	return s->cfg.queue_depth ? s->cfg.queue_depth : DEFAULT_DEPTH;
+}
+
+/* The CPU's rank among those we may run on; others are dealt out in turn. */
+static unsigned
+queue_owner(const struct session *s, int qid)
+{
+	unsigned rank = 0;
+
+	if (!CPU_ISSET(qid, &s->cpus))
+		return (unsigned)qid % s->nworkers;
+	for (int i = 0; i < qid; i++)
+		rank += CPU_ISSET(i, &s->cpus) != 0;
+	return rank % s->nworkers;
+}
+
+unsigned
+uring_sq_entries(const struct session *s)
+{
+	int cpus = possible_cpus();
+	unsigned queues = cpus < 0 ? 1 : ((unsigned)cpus + s->nworkers - 1) / s->nworkers;
+
+	/* Every entry's commit, and the store's reads and writes beside them. */
+	return queues * queue_depth(s) + 256;
+}
+
+unsigned
+uring_queues(const struct worker *w)
+{
+	return w->uring ? w->uring->nqueues : 0;
+}
+
+unsigned
+uring_unanswered(const struct worker *w)
+{
+	return w->uring ? w->uring->taken : 0;
+}
+
+bool
+uring_has_free(const struct worker *w)
+{
+	if (!w->uring)
+		return true;
+	if (io_uring_cq_ready(io_ring(w->io)))
+		return false; /* one of these may be an entry that has been taken */
+	for (unsigned i = 0; i < w->uring->nqueues; i++)
+		if (!w->uring->queues[i].in_kernel)
+			return false;
+	return true;
+}
+
+static struct entry **
+table_slot(struct uring_worker *u, uint64_t unique)
+{
+	return &u->table[(unique * 0x9e3779b97f4a7c15ULL >> 32) & u->table_mask];
+}
+
+static bool
+send_command(struct entry *e, unsigned op)
+{
+	struct worker *w = e->w;
+	struct io_uring_sqe *sqe = io_ring_sqe(w->io);
+	struct fuse_ring_cmd_req *cmd;
+
+	if (!sqe)
+		return false;
+	io_uring_prep_rw(IORING_OP_URING_CMD, sqe, w->s->devfd, e->iov, 2, 0);
+	io_uring_sqe_set_data(sqe, &e->req);
+	sqe->cmd_op = op;
+	cmd = (struct fuse_ring_cmd_req *)(void *)((char *)sqe + offsetof(struct io_uring_sqe, addr3));
+	*cmd = (struct fuse_ring_cmd_req){ .commit_id = e->commit_id, .qid = (uint16_t)e->q->qid };
+	e->state = IN_KERNEL;
+	e->q->in_kernel++;
+	return true;
+}
+
+static void
+commit_replied(struct uring_worker *u)
+{
+	struct entry *e, *next;
+
+	while ((e = u->replied)) {
+		next = e->next;
+		if (!send_command(e, FUSE_RING_CMD_COMMIT_AND_FETCH))
+			return; /* the next turn tries again */
+		u->replied = next;
+		if (!next)
+			u->replied_end = &u->replied;
+	}
+}
+
+/* The entry holds the reply: queue the command that says so. */
+static void
+commit(struct uring_worker *u, struct entry *e)
+{
+	e->state = REPLIED;
+	e->next = NULL;
+	*u->replied_end = e;
+	u->replied_end = &e->next;
+	commit_replied(u);
+}
+
+static struct entry *
+table_remove(struct uring_worker *u, uint64_t unique)
+{
+	struct entry **p = table_slot(u, unique), *e;
+
+	while ((e = *p) && e->unique != unique)
+		p = &e->next;
+	if (e)
+		*p = e->next;
+	return e;
+}
+
+bool
+uring_reply(struct worker *w, const struct fuse_out_header *out, const struct iovec *iov, int count)
+{
+	struct uring_worker *u = w->uring;
+	struct entry *e = table_remove(u, out->unique);
+	size_t len = 0;
+
+	if (!e)
+		return false;
+	assert(e->state == TAKEN);
+	memcpy(e->hdr->in_out, out, sizeof(*out));
+	for (int i = 1; i < count; i++) {
+		assert(len + iov[i].iov_len <= u->payload_size);
+		/* A handler may answer with a part of the request. */
+		memmove(e->payload + len, iov[i].iov_base, iov[i].iov_len);
+		len += iov[i].iov_len;
+	}
+	e->hdr->ent.flags = 0;
+	e->hdr->ent.payload_sz = (uint32_t)len;
+	u->taken--;
+	if (e == u->current)
+		e->state = REPLIED; /* take() commits it */
+	else
+		commit(u, e);
+	return true;
+}
+
+/* A request has come: make it flat and have it handled. */
+static void
+take(struct entry *e)
+{
+	struct uring_worker *u = e->w->uring;
+	const struct fuse_in_header *in = (const void *)e->hdr->in_out;
+	size_t payload = e->hdr->ent.payload_sz, op_len = in->len - sizeof(*in) - payload;
+	char *flat = e->payload - op_len - sizeof(*in);
+	struct entry **slot = table_slot(u, in->unique);
+
+	assert(payload <= u->payload_size && op_len <= sizeof(e->hdr->op_in));
+	memcpy(flat, in, sizeof(*in));
+	memcpy(flat + sizeof(*in), e->hdr->op_in, op_len);
+	e->commit_id = e->hdr->ent.commit_id;
+	e->unique = in->unique;
+	e->state = TAKEN;
+	e->registered = true;
+	e->next = *slot;
+	*slot = e;
+	u->taken++;
+
+	u->current = e;
+	worker_handle(e->w, flat, in->len);
+	u->current = NULL;
+	if (e->state == REPLIED)
+		commit(u, e);
+}
+
+static void
+entry_done(struct io_req *req, int res)
+{
+	struct entry *e = (struct entry *)(void *)req;
+	struct worker *w = e->w;
+
+	e->q->in_kernel--;
+	if (res >= 0) {
+		take(e);
+		return;
+	}
+	e->state = GONE;
+	if (session_error_is_dead(res)) {
+		session_set_dead(w->s);
+	} else if (!e->registered) {
+		w->uring->error = res;
+	} else {
+		diag_warn("queue %u: the kernel refuses a reply: %s", e->q->qid, strerror(-res));
+	}
+}
+
+static void
+pin(const struct worker *w)
+{
+	unsigned rank = 0;
+	cpu_set_t one;
+
+	if (w->s->nworkers != w->s->ncpus)
+		return;
+	CPU_ZERO(&one);
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, &w->s->cpus) && rank++ == w->index)
+			CPU_SET(cpu, &one);
+	/* Only slower if it fails. */
+	if (sched_setaffinity(0, sizeof(one), &one) < 0)
+		diag_debug("worker %u cannot be pinned", w->index);
+}
+
+/* Find this worker's queues and allocate for `depth` entries each. */
+static int
+alloc(struct worker *w, unsigned depth)
+{
+	struct uring_worker *u = w->uring;
+	int cpus = possible_cpus();
+	unsigned slots = 16;
+
+	if (cpus < 0)
+		return cpus;
+	u->queues = calloc((size_t)cpus, sizeof(*u->queues));
+	if (!u->queues)
+		return -ENOMEM;
+	for (int qid = 0; qid < cpus; qid++)
+		if (queue_owner(w->s, qid) == w->index)
+			u->queues[u->nqueues++].qid = (unsigned)qid;
+
+	u->nentries = u->nqueues * depth;
+	while (slots < u->nentries)
+		slots *= 2;
+	u->table_mask = slots - 1;
+	u->table = calloc(slots, sizeof(struct entry *));
+	u->entries = calloc(u->nentries + 1, sizeof(*u->entries));
+	if (!u->table || !u->entries)
+		return -ENOMEM;
+	u->payload_size = w->s->payload_size;
+	u->mem_size = (u->nentries + 1) * (PREFIX_SIZE + u->payload_size);
+	u->mem = mmap(NULL, u->mem_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (u->mem == MAP_FAILED) {
+		u->mem = NULL;
+		return -ENOMEM;
+	}
+	(void)madvise(u->mem, u->mem_size, MADV_NOHUGEPAGE); /* only costs memory if it fails */
+	return 0;
+}
+
+static int
+register_entries(struct worker *w, unsigned depth)
+{
+	struct uring_worker *u = w->uring;
+	int err;
+
+	for (unsigned i = 0; i < u->nentries; i++) {
+		struct entry *e = &u->entries[i];
+		char *mem = u->mem + i * (PREFIX_SIZE + u->payload_size);
+
+		e->req.done = entry_done;
+		e->w = w;
+		e->q = &u->queues[i / depth];
+		e->state = GONE;
+		e->hdr = (struct fuse_ring_req_header *)(void *)mem;
+		e->payload = mem + PREFIX_SIZE;
+		e->iov[0] = (struct iovec){ .iov_base = e->hdr, .iov_len = sizeof(*e->hdr) };
+		e->iov[1] = (struct iovec){ .iov_base = e->payload, .iov_len = u->payload_size };
+		if (!send_command(e, FUSE_RING_CMD_REGISTER))
+			return -EBUSY;
+	}
+	/* Only a refusal completes at once. */
+	err = io_run(w->io, 0);
+	return err < 0 ? err : u->error;
+}
+
+int
+uring_start(struct worker *w)
+{
+	unsigned depth = queue_depth(w->s);
+	int err;
+
+	w->uring = calloc(1, sizeof(*w->uring));
+	if (!w->uring)
+		return -ENOMEM;
+	w->uring->replied_end = &w->uring->replied;
+	err = alloc(w, depth);
+	if (err)
+		return err;
+	pin(w);
+	return register_entries(w, depth);
+}
+
+void
+uring_free(struct worker *w)
+{
+	struct uring_worker *u = w->uring;
+
+	if (!u)
+		return;
+	if (u->mem)
+		(void)munmap(u->mem, u->mem_size); /* fails only for a bad address */
+	free(u->entries);
+	free(u->table);
+	free(u->queues);
+	free(u);
+	w->uring = NULL;
+}
+
+void
+uring_turn(struct worker *w)
+{
+	int64_t timeout_ns = -1;
+	enum barrier_state asked;
+
+	commit_replied(w->uring);
+	while ((asked = worker_answer_barriers(w)) == BARRIERS_NEW)
+		if (io_run(w->io, 0) < 0)
+			break;
+	if (asked == BARRIERS_STUCK)
+		timeout_ns = BARRIER_LOOK_NS;
+	if (!w->poll_armed) {
+		if (dev_take(w) == 0)
+			dev_arm(w);
+		else
+			timeout_ns = 0;
+	}
+	if (w->uring->replied || atomic_load(&w->s->ending))
+		timeout_ns = 0;
+	if (timeout_ns)
+		counter_inc(&w->sleeps);
+	(void)io_run(w->io, timeout_ns); /* an error here will be met again by whoever uses the ring */
+}

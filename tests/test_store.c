@@ -1,0 +1,1248 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_store.c - the embedded engine through its door (store.h), on a real directory with inline io. Layer: tests.
+ */
+#include "storelib.h"
+#include "base/disk.h"
+#include "store/log_store.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define KIB 1024u
+#define MIB (1024u * 1024u)
+
+static int
+setup(void **state)
+{
+	struct sl *sl = malloc(sizeof(*sl));
+
+	assert_non_null(sl);
+	sl_init(sl, IO_INLINE);
+	assert_int_equal(sl_open(sl), 0);
+	*state = sl;
+	return 0;
+}
+
+static int
+teardown(void **state)
+{
+	sl_destroy(*state);
+	free(*state);
+	return 0;
+}
+
+/* Bytes that say where they are from. */
+static char *
+pattern(size_t size, uint32_t seed)
+{
+	char *p = malloc(size + 1);
+
+	assert_non_null(p);
+	for (size_t i = 0; i < size; i++)
+		p[i] = (char)((i * 2654435761u + seed * 40503u) >> 13);
+	return p;
+}
+
+static void
+check_value(struct sl *sl, const char *key, const void *data, size_t size)
+{
+	char *got;
+	size_t n;
+
+	assert_int_equal(sl_get(sl, key, &got, &n), 0);
+	assert_int_equal(n, size);
+	assert_memory_equal(got, data, size);
+	free(got);
+}
+
+static void
+check_accounts(struct sl *sl)
+{
+	assert_int_equal(live_check(to_ls(sl->st)), 0);
+	assert_int_equal(index_check(to_ls(sl->st)->ix), 0);
+}
+
+/* ---- values ---- */
+
+static void
+small_values_are_read_back_also_after_restart_and_crash(void **state)
+{
+	static const size_t sizes[] = { 0, 1, 7, 100, 4096, 16383, 16384 };
+	struct sl *sl = *state;
+	char key[16];
+
+	for (int round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < 7; i++) {
+			char *p = pattern(sizes[i], i);
+
+			snprintf(key, sizeof(key), "k%u", i);
+			if (!round)
+				assert_int_equal(sl_put(sl, key, p, sizes[i]), 0);
+			check_value(sl, key, p, sizes[i]);
+			free(p);
+		}
+		check_accounts(sl);
+		if (round == 0)
+			sl_crash(sl);
+		else
+			sl_reopen(sl);
+	}
+}
+
+static void
+large_values_are_read_back_also_after_restart_and_crash(void **state)
+{
+	static const size_t sizes[] = { 16385, 65536, 1000000, 1048576, 1048577, 5000000 };
+	struct sl *sl = *state;
+	char key[16];
+
+	for (int round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < 6; i++) {
+			char *p = pattern(sizes[i], i);
+
+			snprintf(key, sizeof(key), "k%u", i);
+			if (!round)
+				assert_int_equal(sl_put(sl, key, p, sizes[i]), 0);
+			check_value(sl, key, p, sizes[i]);
+			free(p);
+		}
+		check_accounts(sl);
+		if (round == 0)
+			sl_crash(sl);
+		else
+			sl_reopen(sl);
+	}
+}
+
+static void
+absent_keys_say_so_and_carry_a_lease(void **state)
+{
+	struct store_attr a;
+
+	memset(&a, 0, sizeof(a));
+	assert_int_equal(sl_stat(*state, "nothing", &a), -ENOENT);
+	assert_true(a.lease_ns == STORE_LEASE_FOREVER);
+	assert_int_equal(sl_remove(*state, "nothing"), -ENOENT);
+}
+
+static void
+overwrites_keep_the_inode_and_raise_the_version(void **state)
+{
+	struct sl *sl = *state;
+	struct store_attr a, b;
+
+	assert_int_equal(sl_put(sl, "k", "one", 3), 0);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	sl->now += 1000;
+	assert_int_equal(sl_put(sl, "k", "second", 6), 0);
+	assert_int_equal(sl_stat(sl, "k", &b), 0);
+	assert_int_equal(a.ino, b.ino);
+	assert_true(b.version > a.version);
+	assert_int_equal(b.size, 6);
+	assert_int_equal(b.mtime, sl->now);
+	sl_reopen(sl);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	assert_memory_equal(&a, &b, sizeof(a));
+}
+
+static void
+removed_keys_stay_removed(void **state)
+{
+	struct sl *sl = *state;
+	struct store_attr a;
+	char *p = pattern(300000, 1);
+
+	assert_int_equal(sl_put(sl, "small", "x", 1), 0);
+	assert_int_equal(sl_put(sl, "large", p, 300000), 0);
+	sl_reopen(sl);
+	assert_int_equal(sl_remove(sl, "small"), 0);
+	assert_int_equal(sl_remove(sl, "large"), 0);
+	check_accounts(sl);
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(sl_stat(sl, "small", &a), -ENOENT);
+		assert_int_equal(sl_stat(sl, "large", &a), -ENOENT);
+		if (i)
+			sl_reopen(sl);
+		else
+			sl_crash(sl);
+		check_accounts(sl);
+	}
+	free(p);
+}
+
+/* ---- conditions, attributes ---- */
+
+static void
+conditions_are_judged(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .cond = STORE_COND_PRESENT };
+	struct store_attr a;
+
+	assert_int_equal(sl_put_with(sl, "k", "a", 1, &c), -ENOENT);
+	c.cond = STORE_COND_ABSENT;
+	assert_int_equal(sl_put_with(sl, "k", "a", 1, &c), 0);
+	assert_int_equal(sl_put_with(sl, "k", "b", 1, &c), -EEXIST);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	c = (struct store_commit){ .cond = STORE_COND_VERSION, .cond_version = a.version + 1 };
+	assert_int_equal(sl_put_with(sl, "k", "c", 1, &c), -ECANCELED);
+	c.cond_version = 0;
+	assert_int_equal(sl_put_with(sl, "k", "c", 1, &c), -ECANCELED);
+	assert_int_equal(sl_put_with(sl, "other", "c", 1, &c), 0);
+	c.cond_version = a.version;
+	assert_int_equal(sl_put_with(sl, "k", "c", 1, &c), 0);
+	assert_true(c.out.version > a.version);
+	c = (struct store_commit){ .only_ino = a.ino + 100 };
+	assert_int_equal(sl_put_with(sl, "k", "d", 1, &c), -ESTALE);
+	c = (struct store_commit){ .set = STORE_SET_MODE };
+	assert_int_equal(sl_meta(sl, "none", &c), -ENOENT);
+	check_value(sl, "k", "c", 1);
+}
+
+static void
+attributes_survive_and_change_alone(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .set = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_MTIME | STORE_SET_XATTRS,
+				  .xattrs = "some xattrs", .xattr_size = 11 };
+	struct store_attr a, b;
+	char buf[64];
+	uint32_t n;
+
+	c.attr = (struct store_attr){ .mode = 0751, .uid = 7, .gid = 8, .mtime = 123456789 };
+	assert_int_equal(sl_put_with(sl, "k", "value", 5, &c), 0);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	assert_memory_equal(&a, &c.out, sizeof(a));
+	assert_int_equal(a.mode, 0751);
+	assert_int_equal(a.mtime, 123456789);
+	assert_int_equal(a.ctime, sl->now);
+	sl->now += 5;
+	c = (struct store_commit){ .set = STORE_SET_MODE };
+	c.attr.mode = 0600;
+	assert_int_equal(sl_meta(sl, "k", &c), 0);
+	assert_int_equal(c.out.version, a.version);
+	assert_int_equal(c.out.uid, 7);
+	assert_int_equal(c.out.ctime, sl->now);
+	assert_int_equal(c.out.mtime, 123456789);
+	sl_crash(sl);
+	assert_int_equal(sl_stat(sl, "k", &b), 0);
+	assert_memory_equal(&b, &c.out, sizeof(b));
+	assert_int_equal(sl_xattrs(sl, "k", buf, sizeof(buf), &n), 0);
+	assert_int_equal(n, 11);
+	assert_memory_equal(buf, "some xattrs", 11);
+	assert_int_equal(sl_xattrs(sl, "k", buf, 10, &n), -ERANGE);
+	check_value(sl, "k", "value", 5);
+	check_accounts(sl);
+}
+
+static void
+replacements_keep_mode_owner_and_xattrs_and_clear_the_ttl(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .set = STORE_SET_MODE | STORE_SET_XATTRS | STORE_SET_EXPIRY, .xattrs = "xy",
+				  .xattr_size = 2 };
+	struct store_attr a;
+	char buf[8];
+	uint32_t n;
+
+	c.attr = (struct store_attr){ .mode = 0640, .expires = sl->now + 1000000 };
+	assert_int_equal(sl_put_with(sl, "k", "v1", 2, &c), 0);
+	assert_int_equal(c.out.expires, sl->now + 1000000);
+	assert_int_equal(sl_edit(sl, "k", 1, "2", 1), 0);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	assert_int_equal(a.expires, sl->now + 1000000);
+	c = (struct store_commit){ .keep_expiry = true };
+	assert_int_equal(sl_put_with(sl, "k", "v3", 2, &c), 0);
+	assert_int_equal(c.out.expires, sl->now + 1000000);
+	assert_int_equal(sl_put(sl, "k", "v4", 2), 0);
+	sl_crash(sl);
+	assert_int_equal(sl_stat(sl, "k", &a), 0);
+	assert_int_equal(a.expires, 0);
+	assert_int_equal(a.mode, 0640);
+	assert_int_equal(sl_xattrs(sl, "k", buf, sizeof(buf), &n), 0);
+	assert_int_equal(n, 2);
+	check_value(sl, "k", "v4", 2);
+}
+
+static void
+large_keys_keep_xattrs_through_changes(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .set = STORE_SET_XATTRS, .xattrs = "blob", .xattr_size = 4 };
+	char *p = pattern(100000, 3), buf[8];
+	struct store_attr a;
+	uint32_t n;
+
+	assert_int_equal(sl_put_with(sl, "k", p, 100000, &c), 0);
+	c = (struct store_commit){ .set = STORE_SET_MODE };
+	c.attr.mode = 0400;
+	for (int i = 0; i < 100; i++) /* deltas, then a full record, and again */
+		assert_int_equal(sl_meta(sl, "k", &c), 0);
+	p[50000] ^= 1;
+	assert_int_equal(sl_edit(sl, "k", 50000, p + 50000, 1), 0);
+	check_accounts(sl);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(sl_stat(sl, "k", &a), 0);
+		assert_int_equal(a.mode, 0400);
+		assert_int_equal(sl_xattrs(sl, "k", buf, sizeof(buf), &n), 0);
+		assert_int_equal(n, 4);
+		check_value(sl, "k", p, 100000);
+		sl_crash(sl);
+		check_accounts(sl);
+	}
+	free(p);
+}
+
+/* ---- edits ---- */
+
+static void
+edits_change_what_they_write(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(4000000, 5);
+	struct store_attr a;
+
+	assert_int_equal(sl_edit(sl, "k", 0, "x", 1), -ENOENT);
+	assert_int_equal(sl_put(sl, "k", "hello world", 11), 0);
+	assert_int_equal(sl_edit(sl, "k", 6, "W", 1), 0);
+	check_value(sl, "k", "hello World", 11);
+	assert_int_equal(sl_edit(sl, "k", 11, "!!", 2), 0);
+	check_value(sl, "k", "hello World!!", 13);
+	assert_int_equal(sl_truncate(sl, "k", 5), 0);
+	assert_int_equal(sl_truncate(sl, "k", 8), 0);
+	check_value(sl, "k", "hello\0\0\0", 8);
+	assert_int_equal(sl_edit(sl, "k", 10, "z", 1), 0);
+	check_value(sl, "k", "hello\0\0\0\0\0z", 11);
+	assert_int_equal(sl_put(sl, "l", p, 4000000), 0);
+	for (uint32_t at = 5; at < 4000000; at += 333333) {
+		for (uint32_t i = at; i < at + 5000 && i < 4000000; i++)
+			p[i] ^= 0x55;
+		assert_int_equal(sl_edit(sl, "l", at, p + at, at + 5000 <= 4000000 ? 5000 : 4000000 - at), 0);
+		check_accounts(sl);
+	}
+	check_value(sl, "l", p, 4000000);
+	sl_crash(sl);
+	check_value(sl, "l", p, 4000000);
+	assert_int_equal(sl_truncate(sl, "l", 1500000), 0);
+	check_value(sl, "l", p, 1500000);
+	assert_int_equal(sl_truncate(sl, "l", 1600000), 0);
+	memset(p + 1500000, 0, 100000);
+	check_value(sl, "l", p, 1600000);
+	sl_crash(sl);
+	check_value(sl, "l", p, 1600000);
+	assert_int_equal(sl_truncate(sl, "l", 100), 0);
+	check_value(sl, "l", p, 100);
+	assert_int_equal(sl_stat(sl, "l", &a), 0);
+	assert_true(a.disk < 4096);
+	check_accounts(sl);
+	sl_crash(sl);
+	check_value(sl, "l", p, 100);
+	check_accounts(sl);
+	free(p);
+}
+
+static void
+small_values_grow_large_and_shrink_by_edits(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(200000, 9);
+	size_t size = 0;
+
+	assert_int_equal(sl_put(sl, "k", "", 0), 0);
+	while (size < 100000) {
+		assert_int_equal(sl_edit(sl, "k", size, p + size, 777), 0);
+		size += 777;
+	}
+	check_value(sl, "k", p, size);
+	check_accounts(sl);
+	sl_crash(sl);
+	check_value(sl, "k", p, size);
+	assert_int_equal(sl_truncate(sl, "k", 10000), 0);
+	check_value(sl, "k", p, 10000);
+	assert_int_equal(sl_edit(sl, "k", 150000, p + 150000, 10), 0);
+	memset(p + 10000, 0, 140000);
+	check_value(sl, "k", p, 150010);
+	sl_crash(sl);
+	check_value(sl, "k", p, 150010);
+	check_accounts(sl);
+	free(p);
+}
+
+static void
+an_edit_draft_is_its_own_and_follows_other_commits(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { 0 };
+	struct store_snap *snap;
+	struct store_draft *d;
+	char buf[32];
+	size_t n;
+
+	assert_int_equal(sl_put(sl, "k", "aaaaaaaaaa", 10), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
+	store_snap_close(sl->st, snap);
+	assert_false(store_draft_dirty(sl->st, d));
+	assert_int_equal(sl_draft_write(sl, d, 3, "XY", 2), 0);
+	assert_true(store_draft_dirty(sl->st, d));
+	assert_int_equal(sl_draft_read(sl, d, 0, buf, sizeof(buf), &n), 0);
+	assert_int_equal(n, 10);
+	assert_memory_equal(buf, "aaaXYaaaaa", 10);
+	check_value(sl, "k", "aaaaaaaaaa", 10);
+	assert_int_equal(sl_put(sl, "k", "bbbbbbbbbbbb", 12), 0);
+	assert_int_equal(sl_commit(sl, "k", STORE_EDIT, d, &c), 0);
+	check_value(sl, "k", "bbbXYbbbbbbb", 12);
+	assert_false(store_draft_dirty(sl->st, d));
+	assert_int_equal(store_draft_size(sl->st, d), 12);
+	assert_int_equal(sl_draft_read(sl, d, 2, buf, 5, &n), 0);
+	assert_memory_equal(buf, "bXYbb", 5);
+	assert_int_equal(sl_draft_write(sl, d, 12, "c", 1), 0);
+	assert_int_equal(sl_commit(sl, "k", STORE_EDIT, d, &c), 0);
+	check_value(sl, "k", "bbbXYbbbbbbbc", 13);
+	store_draft_free(sl->st, d);
+}
+
+static void
+a_refused_edit_stays_in_the_draft(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .cond = STORE_COND_VERSION, .cond_version = 1 };
+	struct store_snap *snap;
+	struct store_draft *d;
+	char *p = pattern(300000, 1);
+
+	assert_int_equal(sl_put(sl, "k", p, 300000), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
+	store_snap_close(sl->st, snap);
+	memcpy(p + 1000, "changed", 7);
+	assert_int_equal(sl_draft_write(sl, d, 1000, "changed", 7), 0);
+	c.cond_version = 999999;
+	assert_int_equal(sl_commit(sl, "k", STORE_EDIT, d, &c), -ECANCELED);
+	assert_true(store_draft_dirty(sl->st, d));
+	memcpy(p + 200000, "again", 5);
+	assert_int_equal(sl_draft_write(sl, d, 200000, "again", 5), 0);
+	c = (struct store_commit){ 0 };
+	assert_int_equal(sl_commit(sl, "k", STORE_EDIT, d, &c), 0);
+	check_value(sl, "k", p, 300000);
+	store_draft_free(sl->st, d);
+	free(p);
+}
+
+static void
+a_replacement_is_published_again_whole(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { 0 };
+	struct store_draft *d;
+	char *p = pattern(3500000, 2);
+
+	assert_int_equal(store_draft_new(sl->st, NULL, &d), 0);
+	for (size_t at = 0; at < 3000000; at += 100000)
+		assert_int_equal(sl_draft_write(sl, d, at, p + at, 100000), 0);
+	assert_int_equal(sl_commit(sl, "k", STORE_REPLACE, d, &c), 0);
+	assert_false(store_draft_dirty(sl->st, d));
+	check_value(sl, "k", p, 3000000);
+	check_accounts(sl);
+	assert_int_equal(sl_put(sl, "k", "other", 5), 0);
+	for (size_t at = 3000000; at < 3500000; at += 100000)
+		assert_int_equal(sl_draft_write(sl, d, at, p + at, 100000), 0);
+	p[5] ^= 1;
+	assert_int_equal(sl_draft_write(sl, d, 5, p + 5, 1), 0);
+	assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+	assert_int_equal(sl_commit(sl, "k", STORE_REPLACE, d, &c), 0);
+	store_draft_free(sl->st, d);
+	check_value(sl, "k", p, 3500000);
+	check_accounts(sl);
+	sl_crash(sl);
+	check_value(sl, "k", p, 3500000);
+	check_accounts(sl);
+	free(p);
+}
+
+static void
+random_writes_to_a_draft_read_back(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { 0 };
+	struct store_draft *d;
+	size_t size = 0, n, cap = 5 * MIB;
+	char *model = calloc(1, cap), *buf = malloc(cap), *src = pattern(cap, 77);
+	uint32_t rng = 12345;
+
+	assert_int_equal(store_draft_new(sl->st, NULL, &d), 0);
+	for (int i = 0; i < 3000; i++) {
+		rng = rng * 1664525 + 1013904223;
+		size_t off = (rng >> 4) % (cap - 70000), len = (rng >> 9) % (i % 10 ? 300 : 60000) + 1;
+
+		if (i % 97 == 96) {
+			assert_int_equal(sl_draft_truncate(sl, d, off), 0);
+			if (off < size)
+				memset(model + off, 0, cap - off);
+			size = off;
+			continue;
+		}
+		memcpy(model + off, src + (rng >> 12) % 1000000, len);
+		assert_int_equal(sl_draft_write(sl, d, off, src + (rng >> 12) % 1000000, len), 0);
+		if (off + len > size)
+			size = off + len;
+		if (i % 500 == 499) {
+			assert_int_equal(store_draft_size(sl->st, d), size);
+			assert_int_equal(sl_draft_read(sl, d, 0, buf, cap, &n), 0);
+			assert_int_equal(n, size);
+			assert_memory_equal(buf, model, size);
+			assert_int_equal(sl_commit(sl, "k", STORE_REPLACE, d, &c), 0);
+			check_value(sl, "k", model, size);
+			check_accounts(sl);
+		}
+	}
+	store_draft_free(sl->st, d);
+	assert_int_equal(atomic_load(&to_ls(sl->st)->draft_mem), 0);
+	assert_int_equal(atomic_load(&to_ls(sl->st)->draft_disk), 0);
+	sl_crash(sl);
+	check_accounts(sl);
+	free(model);
+	free(buf);
+	free(src);
+}
+
+static void
+drafts_share_one_cap_of_memory(void **state)
+{
+	struct sl *sl = *state;
+	struct store_draft *d[8];
+	struct store_commit c = { 0 };
+	char *p = pattern(1000000, 4), key[8];
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.max_buffers = 256 * KIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(store_draft_new(sl->st, NULL, &d[i]), 0);
+	for (size_t at = 0; at < 1000000; at += 50000)
+		for (int i = 0; i < 8; i++) {
+			struct store_stats st;
+
+			assert_int_equal(sl_draft_write(sl, d[i], at, p + at, 50000), 0);
+			store_get_stats(sl->st, &st);
+			assert_true(st.mem_drafts <= 320 * KIB);
+		}
+	for (int i = 0; i < 8; i++) {
+		snprintf(key, sizeof(key), "k%d", i);
+		assert_int_equal(sl_commit(sl, key, STORE_REPLACE, d[i], &c), 0);
+		store_draft_free(sl->st, d[i]);
+		check_value(sl, key, p, 1000000);
+	}
+	check_accounts(sl);
+	free(p);
+}
+
+static void
+scattered_tiny_edits_keep_the_list_of_extents_short(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(1 * MIB, 8);
+	struct store_snap *snap;
+	uint32_t rng = 1;
+
+	assert_int_equal(sl_put(sl, "k", p, 1 * MIB), 0);
+	for (int i = 0; i < 1500; i++) {
+		rng = rng * 1664525 + 1013904223;
+		p[rng % MIB] ^= 1;
+		assert_int_equal(sl_edit(sl, "k", rng % MIB, p + rng % MIB, 1), 0);
+	}
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_true(value_extents(snap->st.value) <= 2 * CHUNK_EXTENTS_MAX);
+	store_snap_close(sl->st, snap);
+	check_value(sl, "k", p, 1 * MIB);
+	check_accounts(sl);
+	sl_crash(sl);
+	check_value(sl, "k", p, 1 * MIB);
+	free(p);
+}
+
+/* ---- snaps ---- */
+
+static void
+snaps_stay_what_they_are(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(2000000, 6), *q = pattern(2000000, 7), *buf = malloc(2000000);
+	struct store_snap *small, *large;
+	size_t n;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.segment_size = 1 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	assert_int_equal(sl_put(sl, "s", p, 1000), 0);
+	assert_int_equal(sl_put(sl, "l", p, 2000000), 0);
+	assert_int_equal(sl_snap(sl, "s", &small), 0);
+	assert_int_equal(sl_snap(sl, "l", &large), 0);
+	assert_int_equal(sl_edit(sl, "l", 100, "zzz", 3), 0);
+	for (int i = 0; i < 10; i++) {
+		assert_int_equal(sl_put(sl, "s", q, 1000), 0);
+		assert_int_equal(sl_put(sl, "l", q, 2000000), 0);
+	}
+	assert_int_equal(sl_remove(sl, "s"), 0);
+	assert_int_equal(sl_remove(sl, "l"), 0);
+	assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+	assert_int_equal(sl_snap_read(sl, small, 0, buf, 2000, &n), 0);
+	assert_int_equal(n, 1000);
+	assert_memory_equal(buf, p, 1000);
+	assert_int_equal(sl_snap_read(sl, large, 500000, buf, 1500000, &n), 0);
+	assert_int_equal(n, 1500000);
+	assert_memory_equal(buf, p + 500000, 1500000);
+	assert_int_equal(sl_snap_read(sl, large, 2000000, buf, 10, &n), 0);
+	assert_int_equal(n, 0);
+	store_snap_close(sl->st, small);
+	store_snap_close(sl->st, large);
+	check_accounts(sl);
+	free(p);
+	free(q);
+	free(buf);
+}
+
+/* ---- rename ---- */
+
+static void
+rename_moves_everything_but_the_name(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .set = STORE_SET_MODE | STORE_SET_XATTRS | STORE_SET_EXPIRY, .xattrs = "q",
+				  .xattr_size = 1 };
+	char *p = pattern(1200000, 1), buf[4];
+	struct store_attr a, b, e;
+	uint32_t n;
+
+	c.attr = (struct store_attr){ .mode = 0711, .expires = sl->now + 50000 };
+	for (int large = 0; large < 2; large++) {
+		size_t size = large ? 1200000 : 900;
+
+		assert_int_equal(sl_put_with(sl, "a", p, size, &c), 0);
+		assert_int_equal(sl_put(sl, "b", p + 7, large ? 10 : 800000), 0);
+		assert_int_equal(sl_stat(sl, "a", &a), 0);
+		assert_int_equal(sl_rename(sl, "a", "b", STORE_RENAME_NOREPLACE), -EEXIST);
+		assert_int_equal(sl_rename(sl, "nope", "b", 0), -ENOENT);
+		assert_int_equal(sl_rename(sl, "a", "b", 0), 0);
+		for (int i = 0; i < 2; i++) {
+			assert_int_equal(sl_stat(sl, "a", &e), -ENOENT);
+			assert_int_equal(sl_stat(sl, "b", &b), 0);
+			assert_int_equal(b.ino, a.ino);
+			assert_true(b.version > a.version);
+			assert_int_equal(b.mode, 0711);
+			assert_int_equal(b.expires, a.expires);
+			assert_int_equal(b.mtime, a.mtime);
+			assert_int_equal(sl_xattrs(sl, "b", buf, 4, &n), 0);
+			assert_int_equal(n, 1);
+			check_value(sl, "b", p, size);
+			check_accounts(sl);
+			sl_crash(sl);
+			check_accounts(sl);
+		}
+	}
+	free(p);
+}
+
+static void
+exchange_swaps_two_keys(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(500000, 1), *q = pattern(700000, 2);
+	struct store_attr a, b, x, y;
+
+	for (int kind = 0; kind < 4; kind++) {
+		size_t np = kind & 1 ? 500000 : 50, nq = kind & 2 ? 700000 : 70;
+
+		assert_int_equal(sl_put(sl, "a", p, np), 0);
+		assert_int_equal(sl_put(sl, "b", q, nq), 0);
+		assert_int_equal(sl_stat(sl, "a", &a), 0);
+		assert_int_equal(sl_stat(sl, "b", &b), 0);
+		assert_int_equal(sl_rename(sl, "a", "none", STORE_RENAME_EXCHANGE), -ENOENT);
+		assert_int_equal(sl_rename(sl, "a", "b", STORE_RENAME_EXCHANGE), 0);
+		for (int i = 0; i < 2; i++) {
+			check_value(sl, "a", q, nq);
+			check_value(sl, "b", p, np);
+			assert_int_equal(sl_stat(sl, "a", &x), 0);
+			assert_int_equal(sl_stat(sl, "b", &y), 0);
+			assert_true(x.ino == b.ino && y.ino == a.ino);
+			assert_true(x.version != y.version && x.version > b.version && y.version > a.version);
+			check_accounts(sl);
+			sl_crash(sl);
+			check_accounts(sl);
+		}
+	}
+	free(p);
+	free(q);
+}
+
+/* ---- expiry ---- */
+
+static unsigned expired_events;
+static char expired_key[64];
+
+static void
+on_expired(void *arg, const struct store_key *key, uint64_t ino)
+{
+	(void)arg;
+	assert_true(ino >= 16);
+	memcpy(expired_key, key->data, key->len);
+	expired_key[key->len] = '\0';
+	expired_events++;
+}
+
+static void
+keys_end_at_their_deadline(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { .set = STORE_SET_EXPIRY };
+	struct store_attr a;
+	char *p = pattern(100000, 1);
+
+	expired_events = 0;
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.events.expired = on_expired;
+	assert_int_equal(sl_open(sl), 0);
+	c.attr.expires = sl->now + 1000;
+	assert_int_equal(sl_put_with(sl, "small", "x", 1, &c), 0);
+	assert_int_equal(sl_put_with(sl, "large", p, 100000, &c), 0);
+	c.attr.expires = sl->now + 5000;
+	assert_int_equal(sl_put_with(sl, "later", "x", 1, &c), 0);
+	sl->now += 999;
+	assert_int_equal(sl_stat(sl, "small", &a), 0);
+	sl_crash(sl);
+	sl->now += 1;
+	assert_int_equal(sl_stat(sl, "small", &a), -ENOENT);
+	assert_int_equal(sl_stat(sl, "large", &a), -ENOENT);
+	assert_int_equal(sl_remove(sl, "small"), -ENOENT);
+	assert_int_equal(sl_edit(sl, "small", 0, "y", 1), -ENOENT);
+	assert_int_equal(sl_background(sl, LOG_TASK_EXPIRE), 0);
+	assert_int_equal(expired_events, 2);
+	sl->now -= 500; /* a clock that steps back does not revive it */
+	assert_int_equal(sl_stat(sl, "small", &a), -ENOENT);
+	sl_crash(sl);
+	assert_int_equal(sl_stat(sl, "small", &a), -ENOENT);
+	assert_int_equal(sl_stat(sl, "later", &a), 0);
+	sl->now += 5000;
+	assert_int_equal(sl_put(sl, "later", "new", 3), 0); /* replaced before anybody saw that it is over */
+	assert_int_equal(sl_background(sl, LOG_TASK_EXPIRE), 0);
+	assert_int_equal(expired_events, 3);
+	assert_string_equal(expired_key, "later");
+	check_value(sl, "later", "new", 3);
+	check_accounts(sl);
+	free(p);
+}
+
+/* ---- listing ---- */
+
+struct seen {
+	unsigned n, stop_after;
+	uint64_t last;
+	unsigned char hit[2000];
+};
+
+static int
+list_cb(void *arg, const struct store_entry *e)
+{
+	struct seen *s = arg;
+	unsigned i;
+
+	if (s->stop_after && s->n == s->stop_after)
+		return 1;
+	assert_true(e->cookie > s->last && e->cookie < UINT64_C(1) << 62);
+	s->last = e->cookie;
+	assert_int_equal(sscanf(e->key.data, "key%u", &i), 1);
+	s->hit[i]++;
+	s->n++;
+	assert_int_equal(e->attr.size, i % 50);
+	return 0;
+}
+
+static void
+every_key_is_listed_once(void **state)
+{
+	struct sl *sl = *state;
+	struct seen s = { 0 };
+	struct sl_wait w;
+	char key[16], buf[64] = { 0 };
+
+	for (unsigned i = 0; i < 2000; i++) {
+		snprintf(key, sizeof(key), "key%u", i);
+		assert_int_equal(sl_put(sl, key, buf, i % 50), 0);
+	}
+	for (unsigned total = 0; total < 2000; total += s.n) {
+		s.n = 0;
+		s.stop_after = 77;
+		assert_int_equal(sl_wait(sl, &w, store_list(sl->st, s.last, NULL, list_cb, &s, sl_req(sl, &w))), 0);
+		assert_true(s.n > 0);
+	}
+	for (unsigned i = 0; i < 2000; i++)
+		assert_int_equal(s.hit[i], 1);
+	memset(&s, 0, sizeof(s));
+	struct store_key prefix = sl_key("key19");
+
+	assert_int_equal(sl_wait(sl, &w, store_list(sl->st, 0, &prefix, list_cb, &s, sl_req(sl, &w))), 0);
+	assert_int_equal(s.n, 111);
+}
+
+static void
+keys_are_found_by_inode(void **state)
+{
+	struct sl *sl = *state;
+	struct store_attr a;
+	struct sl_wait w;
+	char key[STORE_KEY_MAX];
+	uint32_t len;
+
+	assert_int_equal(sl_put(sl, "one", "1", 1), 0);
+	assert_int_equal(sl_put(sl, "two", "2", 1), 0);
+	assert_int_equal(sl_stat(sl, "two", &a), 0);
+	assert_int_equal(sl_wait(sl, &w, store_find_ino(sl->st, a.ino, key, &len, sl_req(sl, &w))), 0);
+	assert_int_equal(len, 3);
+	assert_memory_equal(key, "two", 3);
+	assert_int_equal(sl_wait(sl, &w, store_find_ino(sl->st, 99999, key, &len, sl_req(sl, &w))), -ENOENT);
+}
+
+/* ---- compaction, checkpoints ---- */
+
+static uint64_t
+log_used(struct sl *sl)
+{
+	struct store_stats st;
+
+	store_get_stats(sl->st, &st);
+	return st.log_bytes;
+}
+
+static void
+small_segments(struct sl *sl, uint64_t size)
+{
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.segment_size = size;
+	assert_int_equal(sl_open(sl), 0);
+}
+
+static void
+compaction_bounds_the_log(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(200000, 1), key[16];
+	struct store_stats st;
+
+	small_segments(sl, 256 * KIB);
+	for (int round = 0; round < 20; round++) {
+		for (int i = 0; i < 100; i++) {
+			snprintf(key, sizeof(key), "k%d", i);
+			assert_int_equal(sl_put(sl, key, p + round + i, i < 95 ? 1000 + i : 150000), 0);
+		}
+		assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+		check_accounts(sl);
+		store_get_stats(sl->st, &st);
+		assert_true(log_used(sl) <= st.live_bytes * 3 / 2 + 3 * 256 * KIB);
+	}
+	assert_true(st.compactions > 0);
+	for (int again = 0; again < 3; again++) {
+		for (int i = 0; i < 100; i++) {
+			snprintf(key, sizeof(key), "k%d", i);
+			check_value(sl, key, p + 19 + i, i < 95 ? 1000 + i : 150000);
+		}
+		if (again)
+			sl_reopen(sl);
+		else
+			sl_crash(sl);
+		check_accounts(sl);
+	}
+	free(p);
+}
+
+static void
+compaction_never_brings_deleted_keys_back(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(30000, 1), key[16];
+	struct store_attr a;
+
+	small_segments(sl, 128 * KIB);
+	for (int round = 0; round < 12; round++) {
+		for (int i = 0; i < 60; i++) {
+			snprintf(key, sizeof(key), "k%d", i);
+			if ((i + round) % 3 == 0)
+				(void)sl_remove(sl, key);
+			else
+				assert_int_equal(sl_put(sl, key, p, (size_t)(i * 500)), 0);
+		}
+		if (round % 4 == 1)
+			assert_int_equal(sl_background(sl, LOG_TASK_CHECKPOINT), 0);
+		assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+		sl->cfg.rebuild = round & 1;
+		if (round % 3 == 0)
+			sl_reopen(sl);
+		else
+			sl_crash(sl);
+		check_accounts(sl);
+		for (int i = 0; i < 60; i++) {
+			snprintf(key, sizeof(key), "k%d", i);
+			if ((i + round) % 3 == 0)
+				assert_int_equal(sl_stat(sl, key, &a), -ENOENT);
+			else
+				check_value(sl, key, p, (size_t)(i * 500));
+		}
+	}
+	free(p);
+}
+
+static void
+write_over(struct sl *sl, const char *name, off_t off, const void *data, size_t n)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", sl->dir, name);
+	fd = open(path, O_RDWR);
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite(fd, data, n, off), n);
+	close(fd);
+}
+
+static void
+a_damaged_checkpoint_falls_back_to_the_log(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(100000, 1);
+
+	assert_int_equal(sl_put(sl, "a", p, 100), 0);
+	assert_int_equal(sl_put(sl, "b", p, 100000), 0);
+	assert_int_equal(sl_put(sl, "c", p, 10), 0);
+	assert_int_equal(sl_remove(sl, "c"), 0);
+	for (off_t at = 0; at < 300; at += 37) {
+		struct store_attr a;
+
+		assert_int_equal(sl_close(sl), 0);
+		write_over(sl, "checkpoint", at, "\xff\x5a", 2);
+		assert_int_equal(sl_open(sl), 0);
+		check_value(sl, "a", p, 100);
+		check_value(sl, "b", p, 100000);
+		assert_int_equal(sl_stat(sl, "c", &a), -ENOENT);
+		check_accounts(sl);
+	}
+	free(p);
+}
+
+static void
+a_damaged_record_answers_eio_and_nothing_older(void **state)
+{
+	struct sl *sl = *state;
+	struct store_attr a;
+	char *got, *p = pattern(2000, 1);
+	struct store_snap *snap;
+	uint64_t off;
+	size_t n;
+
+	assert_int_equal(sl_put(sl, "k", "old value", 9), 0);
+	assert_int_equal(sl_put(sl, "k", p, 2000), 0);
+	assert_int_equal(sl_put(sl, "other", "fine", 4), 0);
+	assert_int_equal(sl_sync(sl), 0);
+	assert_int_equal(sl_put(sl, "third", "fine", 4), 0);
+	assert_int_equal(sl_sync(sl), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	off = snap->st.off;
+	store_snap_close(sl->st, snap);
+	write_over(sl, "seg-00000001.log", (off_t)off + 1500, "DAMAGE", 6);
+	assert_int_equal(sl_get(sl, "k", &got, &n), -EIO);
+	sl->cfg.rebuild = true;
+	for (int i = 0; i < 2; i++) {
+		sl_crash(sl);
+		assert_int_equal(sl_stat(sl, "k", &a), -EIO);
+		check_value(sl, "other", "fine", 4);
+		check_value(sl, "third", "fine", 4);
+	}
+	sl->cfg.rebuild = false;
+	sl_reopen(sl);
+	assert_int_equal(sl_stat(sl, "k", &a), -EIO);
+	assert_int_equal(sl_put(sl, "k", "new", 3), 0);
+	check_value(sl, "k", "new", 3);
+	sl_crash(sl);
+	check_value(sl, "k", "new", 3);
+	free(p);
+}
+
+static void
+a_full_quota_refuses_writes_and_lets_deletes_make_room(void **state)
+{
+	struct sl *sl = *state;
+	char *p = pattern(20000, 1), key[16];
+	int i, r = 0;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.segment_size = 128 * KIB;
+	sl->cfg.max_size = 2 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (i = 0; i < 1000 && !r; i++) {
+		snprintf(key, sizeof(key), "k%d", i);
+		r = sl_put(sl, key, p, 10000);
+	}
+	assert_int_equal(r, -EDQUOT);
+	assert_true(i > 100);
+	check_value(sl, "k50", p, 10000);
+	check_accounts(sl);
+	for (int j = 0; j < 60; j++) {
+		snprintf(key, sizeof(key), "k%d", j);
+		assert_int_equal(sl_remove(sl, key), 0);
+	}
+	assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+	check_accounts(sl);
+	assert_int_equal(sl_put(sl, "after", p, 10000), 0);
+	sl_crash(sl);
+	check_value(sl, "after", p, 10000);
+	check_value(sl, "k70", p, 10000);
+	free(p);
+}
+
+static void
+the_memory_limit_refuses_new_keys(void **state)
+{
+	struct sl *sl = *state;
+	char key[32];
+	int r = 0, n;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.max_memory = 3 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (n = 0; n < 200000 && !r; n++) {
+		snprintf(key, sizeof(key), "some key %d", n);
+		r = sl_put(sl, key, "x", 1);
+	}
+	assert_int_equal(r, -ENOSPC);
+	assert_true(n > 5000);
+	assert_int_equal(sl_remove(sl, "some key 7"), 0);
+	check_value(sl, "some key 8", "x", 1);
+}
+
+/* ---- the calling convention ---- */
+
+static void
+durable_commits_end_later_and_in_order(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c[20];
+	struct store_draft *d[20];
+	struct sl_wait w[20];
+	char v[20][8];
+	int r;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.mode = STORE_ALWAYS;
+	assert_int_equal(sl_open(sl), 0);
+	memset(c, 0, sizeof(c));
+	for (int i = 0; i < 20; i++) {
+		snprintf(v[i], sizeof(v[i]), "v%d", i);
+		assert_int_equal(store_draft_new(sl->st, NULL, &d[i]), 0);
+		assert_int_equal(sl_draft_write(sl, d[i], 0, v[i], strlen(v[i])), 0);
+		c[i] = (struct store_commit){ .key = sl_key(i % 2 ? "odd" : "even"), .kind = STORE_REPLACE, .draft = d[i] };
+		r = store_commit(sl->st, &c[i], sl_req(sl, &w[i]));
+		assert_int_equal(r, STORE_PENDING);
+		assert_false(w[i].ended);
+	}
+	for (int i = 0; i < 20; i++) {
+		assert_int_equal(sl_wait(sl, &w[i], STORE_PENDING), 0);
+		assert_true(i < 2 || c[i].out.version > c[i - 2].out.version);
+		store_draft_free(sl->st, d[i]);
+	}
+	check_value(sl, "even", "v18", 3);
+	check_value(sl, "odd", "v19", 3);
+	check_accounts(sl);
+}
+
+static void
+operations_on_one_key_keep_their_order(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit put[10], meta[10];
+	struct store_draft *d[10];
+	struct sl_wait w[20], wr;
+	struct store_key k = sl_key("k");
+	char *p = pattern(10000, 1);
+	int r[20];
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.mode = STORE_ALWAYS;
+	assert_int_equal(sl_open(sl), 0);
+	memset(put, 0, sizeof(put));
+	memset(meta, 0, sizeof(meta));
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(store_draft_new(sl->st, NULL, &d[i]), 0);
+		assert_int_equal(sl_draft_write(sl, d[i], 0, p + i, 5000 + i), 0);
+		put[i] = (struct store_commit){ .key = k, .kind = STORE_REPLACE, .draft = d[i] };
+		r[2 * i] = store_commit(sl->st, &put[i], sl_req(sl, &w[2 * i]));
+		meta[i] = (struct store_commit){ .key = k, .kind = STORE_META, .set = STORE_SET_MODE };
+		meta[i].attr.mode = 0600 + i;
+		r[2 * i + 1] = store_commit(sl->st, &meta[i], sl_req(sl, &w[2 * i + 1]));
+	}
+	r[0] = sl_wait(sl, &w[0], r[0]);
+	int rr = store_remove(sl->st, &k, 0, STORE_SYNC_MODE, sl_req(sl, &wr));
+
+	for (unsigned i = 0; i < 10; i++) {
+		assert_int_equal(i ? sl_wait(sl, &w[2 * i], r[2 * i]) : r[0], 0);
+		assert_int_equal(sl_wait(sl, &w[2 * i + 1], r[2 * i + 1]), 0);
+		assert_int_equal(put[i].out.size, 5000 + i);
+		assert_int_equal(meta[i].out.size, 5000 + i);
+		assert_int_equal(meta[i].out.mode, 0600 + i);
+		store_draft_free(sl->st, d[i]);
+	}
+	assert_int_equal(sl_wait(sl, &wr, rr), 0);
+	struct store_attr a;
+
+	assert_int_equal(sl_stat(sl, "k", &a), -ENOENT);
+	check_accounts(sl);
+	free(p);
+}
+
+static void
+writes_during_a_pending_commit_are_not_part_of_it(void **state)
+{
+	struct sl *sl = *state;
+	struct store_commit c = { 0 };
+	struct store_snap *snap;
+	struct store_draft *d;
+	struct sl_wait w;
+	char *p = pattern(300000, 1), *q = malloc(300000), *buf = malloc(300000);
+	size_t n;
+	int r;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.mode = STORE_ALWAYS;
+	assert_int_equal(sl_open(sl), 0);
+	assert_int_equal(sl_put(sl, "k", p, 300000), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
+	store_snap_close(sl->st, snap);
+	memcpy(q, p, 300000);
+	memcpy(q + 100, "first", 5);
+	assert_int_equal(sl_draft_write(sl, d, 100, "first", 5), 0);
+	c.key = sl_key("k");
+	c.kind = STORE_EDIT;
+	c.draft = d;
+	r = store_commit(sl->st, &c, sl_req(sl, &w));
+	assert_int_equal(r, STORE_PENDING);
+	memcpy(p, q, 300000);
+	memcpy(p + 102, "second", 6);
+	assert_int_equal(sl_draft_write(sl, d, 102, "second", 6), 0);
+	assert_int_equal(sl_draft_truncate(sl, d, 250000), 0);
+	assert_int_equal(sl_draft_read(sl, d, 0, buf, 300000, &n), 0);
+	assert_int_equal(n, 250000);
+	assert_memory_equal(buf, p, 250000);
+	assert_int_equal(sl_wait(sl, &w, r), 0);
+	check_value(sl, "k", q, 300000);
+	assert_true(store_draft_dirty(sl->st, d));
+	assert_int_equal(sl_draft_read(sl, d, 0, buf, 300000, &n), 0);
+	assert_int_equal(n, 250000);
+	assert_memory_equal(buf, p, 250000);
+	assert_int_equal(sl_commit(sl, "k", STORE_EDIT, d, &c), 0);
+	check_value(sl, "k", p, 250000);
+	store_draft_free(sl->st, d);
+	check_accounts(sl);
+	free(p);
+	free(q);
+	free(buf);
+}
+
+static void
+a_get_of_a_small_value_is_one_read(void **state)
+{
+	struct sl *sl = *state;
+	struct store_stats a, b;
+	char *got, *p = pattern(16000, 1);
+	size_t n;
+
+	assert_int_equal(sl_put(sl, "k", p, 16000), 0);
+	store_get_stats(sl->st, &a);
+	assert_int_equal(sl_get(sl, "k", &got, &n), 0);
+	store_get_stats(sl->st, &b);
+	assert_int_equal(b.reads - a.reads, 1);
+	free(got);
+	free(p);
+}
+
+static void
+foreign_and_damaged_superblocks_are_refused_with_a_line(void **state)
+{
+	struct sl *sl = *state;
+	struct store *st;
+	char err[256];
+
+	assert_int_equal(sl_put(sl, "k", "v", 1), 0);
+	assert_int_equal(sl_close(sl), 0);
+	write_over(sl, "kvfs.store", 30, "\x55", 1);
+	assert_int_equal(log_store_open(&sl->cfg, &st, err, sizeof(err)), -EIO);
+	assert_non_null(strstr(err, "kvfs.store"));
+}
+
+static void
+read_only_stores_read(void **state)
+{
+	struct sl *sl = *state;
+	char why[64];
+
+	assert_int_equal(sl_put(sl, "k", "v", 1), 0);
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.readonly = true;
+	assert_int_equal(sl_open(sl), 0);
+	check_value(sl, "k", "v", 1);
+	assert_int_equal(sl_put(sl, "k", "w", 1), -EROFS);
+	assert_int_equal(sl_remove(sl, "k"), -EROFS);
+	assert_int_equal(store_get_health(sl->st, why, sizeof(why)), STORE_READONLY);
+}
+
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(small_values_are_read_back_also_after_restart_and_crash),
+		T(large_values_are_read_back_also_after_restart_and_crash),
+		T(absent_keys_say_so_and_carry_a_lease),
+		T(overwrites_keep_the_inode_and_raise_the_version),
+		T(removed_keys_stay_removed),
+		T(conditions_are_judged),
+		T(attributes_survive_and_change_alone),
+		T(replacements_keep_mode_owner_and_xattrs_and_clear_the_ttl),
+		T(large_keys_keep_xattrs_through_changes),
+		T(edits_change_what_they_write),
+		T(small_values_grow_large_and_shrink_by_edits),
+		T(an_edit_draft_is_its_own_and_follows_other_commits),
+		T(a_refused_edit_stays_in_the_draft),
+		T(a_replacement_is_published_again_whole),
+		T(random_writes_to_a_draft_read_back),
+		T(drafts_share_one_cap_of_memory),
+		T(scattered_tiny_edits_keep_the_list_of_extents_short),
+		T(snaps_stay_what_they_are),
+		T(rename_moves_everything_but_the_name),
+		T(exchange_swaps_two_keys),
+		T(keys_end_at_their_deadline),
+		T(every_key_is_listed_once),
+		T(keys_are_found_by_inode),
+		T(compaction_bounds_the_log),
+		T(compaction_never_brings_deleted_keys_back),
+		T(a_damaged_checkpoint_falls_back_to_the_log),
+		T(a_damaged_record_answers_eio_and_nothing_older),
+		T(a_full_quota_refuses_writes_and_lets_deletes_make_room),
+		T(the_memory_limit_refuses_new_keys),
+		T(durable_commits_end_later_and_in_order),
+		T(operations_on_one_key_keep_their_order),
+		T(writes_during_a_pending_commit_are_not_part_of_it),
+		T(a_get_of_a_small_value_is_one_read),
+		T(foreign_and_damaged_superblocks_are_refused_with_a_line),
+		T(read_only_stores_read),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
