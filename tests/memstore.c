@@ -342,6 +342,17 @@ mval_read(const struct mval *v, uint64_t off, void *buf, size_t len)
 	return len;
 }
 
+/* Bytes of memory that hold it: holes take none. */
+static uint64_t
+mval_disk(const struct mval *v)
+{
+	uint64_t disk = 0;
+
+	for (uint64_t i = 0; i < v->n; i++)
+		disk += v->b[i] ? v->b[i]->cap : 0;
+	return disk < v->size ? disk : v->size;
+}
+
 static void
 mval_truncate(struct mval *v, uint64_t size)
 {
@@ -545,7 +556,6 @@ static void
 attr_out(const struct mem_store *ms, const struct node *n, struct store_attr *out)
 {
 	*out = n->a;
-	out->disk = n->a.size;
 	out->lease_ns = ms->cfg.lease_ns;
 }
 
@@ -1212,6 +1222,24 @@ commit_check(struct op *op, const struct node *n)
 	return 0;
 }
 
+/* New content has new times; an edit leaves an access time that was set by hand. */
+static void
+commit_times(struct mem_store *ms, const struct store_commit *c, uint32_t set, struct node *n)
+{
+	bool content = c->kind != STORE_META, atime_set = n->a.atime != n->a.mtime;
+	int64_t now = wall_ns(ms);
+
+	n->a.ctime = set & STORE_SET_CTIME ? c->attr.ctime : now;
+	if (set & STORE_SET_MTIME)
+		n->a.mtime = c->attr.mtime;
+	else if (content)
+		n->a.mtime = now;
+	if (set & STORE_SET_ATIME)
+		n->a.atime = c->attr.atime;
+	else if (content && (c->kind == STORE_REPLACE || !atime_set))
+		n->a.atime = n->a.mtime;
+}
+
 static void
 commit_attrs(struct mem_store *ms, const struct store_commit *c, uint32_t set, struct node *n)
 {
@@ -1221,12 +1249,7 @@ commit_attrs(struct mem_store *ms, const struct store_commit *c, uint32_t set, s
 		n->a.uid = c->attr.uid;
 		n->a.gid = c->attr.gid;
 	}
-	if (set & STORE_SET_ATIME)
-		n->a.atime = c->attr.atime;
-	if (set & STORE_SET_MTIME)
-		n->a.mtime = c->attr.mtime;
-	if (set & STORE_SET_CTIME)
-		n->a.ctime = c->attr.ctime;
+	commit_times(ms, c, set, n);
 	if (c->kind == STORE_REPLACE && !c->keep_expiry)
 		n->a.expires = 0;
 	if (set & STORE_SET_EXPIRY)
@@ -1256,6 +1279,7 @@ commit_value(struct op *op, uint32_t set, struct node *n)
 	mval_put(n->v);
 	n->v = v;
 	n->a.size = v->size;
+	n->a.disk = mval_disk(v);
 	if (set & STORE_SET_VERSION) {
 		n->a.version = c->attr.version;
 		if (ms->st.version < c->attr.version)
@@ -1445,10 +1469,13 @@ rename_do(struct op *op)
 			to = node_create(ms, &op->key2);
 		swap_nodes(from, to);
 		to->a.ctime = wall_ns(ms);
-		if (r->flags & STORE_RENAME_EXCHANGE)
+		to->a.version = ++ms->st.version; /* published there */
+		if (r->flags & STORE_RENAME_EXCHANGE) {
 			from->a.ctime = to->a.ctime;
-		else
+			from->a.version = ++ms->st.version;
+		} else {
 			node_remove(ms, &op->key);
+		}
 	}
 	attr_out(ms, to, &r->to_out);
 	if (r->flags & STORE_RENAME_EXCHANGE)
@@ -1615,7 +1642,7 @@ mem_store_foreign_put(struct store *s, const struct store_key *key, const void *
 		ms->bytes += v->size - n->v->size;
 		mval_put(n->v);
 		n->v = v;
-		n->a.size = size;
+		n->a.size = n->a.disk = size;
 		n->a.version = ++ms->st.version;
 		n->a.mtime = n->a.ctime = wall_ns(ms);
 		n->a.expires = 0;
@@ -1698,6 +1725,107 @@ foreign_main(void *arg)
 	}
 	free(buf);
 	return NULL;
+}
+
+/* ---- keeping it over a restart ---- */
+
+/* A file of records as they are in memory: this machine's, this build's. First the counters. */
+struct saved {
+	uint64_t version, next_ino, keys;
+};
+
+struct saved_key {
+	struct store_attr a;
+	uint32_t klen;
+};
+
+static bool
+save_node(FILE *f, const struct node *n)
+{
+	struct saved_key k = { .a = n->a, .klen = n->klen };
+	char *buf = must(malloc(MEM_BLOCK));
+	bool ok = fwrite(&k, sizeof(k), 1, f) == 1 && fwrite(n->key, n->klen, 1, f) == 1 &&
+		  (!n->a.xattr_size || fwrite(n->xattrs, n->a.xattr_size, 1, f) == 1);
+
+	for (uint64_t off = 0; ok && off < n->a.size; off += MEM_BLOCK) {
+		size_t got = mval_read(n->v, off, buf, MEM_BLOCK);
+
+		ok = fwrite(buf, got, 1, f) == 1;
+	}
+	free(buf);
+	return ok;
+}
+
+int
+mem_store_save(struct store *s, const char *path)
+{
+	struct mem_store *ms = to_ms(s);
+	struct saved head = { 0 };
+	FILE *f = fopen(path, "wb");
+	bool ok;
+
+	if (!f)
+		return -errno;
+	lock(ms);
+	sweep_expired(ms);
+	head = (struct saved){ ms->st.version, ms->st.next_ino, ms->st.keys };
+	ok = fwrite(&head, sizeof(head), 1, f) == 1;
+	for (size_t i = 0; i < (size_t)1 << BUCKET_BITS && ok; i++)
+		for (struct node *n = ms->buckets[i]; n && ok; n = n->next)
+			ok = save_node(f, n);
+	unlock(ms);
+	return fclose(f) == 0 && ok ? 0 : -EIO;
+}
+
+static bool
+load_node(struct mem_store *ms, FILE *f)
+{
+	char name[STORE_KEY_MAX], *buf = must(malloc(MEM_BLOCK));
+	struct store_key key = { name, 0 };
+	struct saved_key k;
+	struct node *n;
+	bool ok = fread(&k, sizeof(k), 1, f) == 1 && k.klen <= STORE_KEY_MAX && fread(name, k.klen, 1, f) == 1;
+
+	if (ok) {
+		key.len = k.klen;
+		n = node_create(ms, &key);
+		n->a = k.a;
+		n->xattrs = k.a.xattr_size ? must(malloc(k.a.xattr_size)) : NULL;
+		ok = !k.a.xattr_size || fread(n->xattrs, k.a.xattr_size, 1, f) == 1;
+		for (uint64_t off = 0; ok && off < k.a.size; off += MEM_BLOCK) {
+			size_t len = k.a.size - off < MEM_BLOCK ? (size_t)(k.a.size - off) : MEM_BLOCK;
+
+			ok = fread(buf, len, 1, f) == 1;
+			mval_write(n->v, off, buf, len);
+		}
+		ms->bytes += k.a.size;
+		note_expiry(ms, k.a.expires);
+	}
+	free(buf);
+	return ok;
+}
+
+int
+mem_store_load(struct store *s, const char *path)
+{
+	struct mem_store *ms = to_ms(s);
+	struct saved head;
+	FILE *f = fopen(path, "rb");
+	bool ok;
+
+	if (!f)
+		return -errno;
+	lock(ms);
+	ok = fread(&head, sizeof(head), 1, f) == 1;
+	for (uint64_t i = 0; ok && i < head.keys; i++)
+		ok = load_node(ms, f);
+	if (ok) {
+		ms->st.version = head.version;
+		ms->st.next_ino = head.next_ino;
+	}
+	unlock(ms);
+	fclose(f);
+	return ok ? 0 : -EIO;
 }
 
 /* ---- opening ---- */

@@ -56,6 +56,10 @@ bool mem_foreign_valid(const void *value, size_t size);
 /** The next `n` commits, removes and renames fail with `err` (-EIO, -ENOSPC, STORE_UNCERTAIN: done or not), nothing else. */
 void mem_store_fail_next(struct store *s, int err, unsigned n);
 
+/** Write everything to a file, or read it into an empty store: to outlive a clean restart of the test's mount. 0 or -errno. */
+int mem_store_save(struct store *s, const char *path);
+int mem_store_load(struct store *s, const char *path);
+
 /** With cfg->manual: delete and report what has expired. */
 void mem_store_tick(struct store *s);
 

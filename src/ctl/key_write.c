@@ -30,7 +30,7 @@ struct put {
 	struct mnt m;
 	const char *key, *file;
 	const char *ttl;
-	bool absent, conditional, show_version;
+	bool absent, conditional;
 	uint64_t version;
 	char tmp[64];
 	int fd; /* of the temporary key */
@@ -170,17 +170,10 @@ not_met(const struct put *p, int err)
 static int
 publish(struct put *p)
 {
-	char version[UNITS_TEXT_MAX];
-	ssize_t n;
-
 	if (p->ttl && fsetxattr(p->fd, XATTR_TTL, p->ttl, strlen(p->ttl), 0) != 0)
 		return mnt_fail("set the TTL of", p->key, -errno);
 	if (fsync(p->fd) != 0)
 		return mnt_fail("write", p->key, -errno);
-	n = fgetxattr(p->fd, XATTR_VERSION, version, sizeof(version) - 1);
-	if (n < 0)
-		return mnt_fail("read the version of", p->key, -errno);
-	version[n] = '\0';
 	if (renameat2(p->m.fd, p->tmp, p->m.fd, p->key, p->absent ? RENAME_NOREPLACE : 0) != 0) {
 		if (errno == ECANCELED || (errno == EEXIST && p->absent))
 			return not_met(p, errno);
@@ -188,10 +181,7 @@ publish(struct put *p)
 	}
 	cleanup_dir = -1;
 	p->tmp[0] = '\0';
-	if (!p->show_version)
-		return CTL_OK;
-	puts(version);
-	return fflush(stdout) == 0 ? CTL_OK : CTL_FAILED;
+	return CTL_OK;
 }
 
 static int
@@ -236,11 +226,10 @@ run_put_with(struct put *p, const char *mnt)
 	return rc;
 }
 
-enum { OPT_TTL = 256, OPT_IF_VERSION, OPT_IF_ABSENT, OPT_PRINT_VERSION };
+enum { OPT_TTL = 256, OPT_IF_VERSION, OPT_IF_ABSENT };
 
 static const struct option put_options[] = {
 	{ "ttl", required_argument, NULL, OPT_TTL },
-	{ "print-version", no_argument, NULL, OPT_PRINT_VERSION },
 	{ "help", no_argument, NULL, 'h' },
 	{ "if-version", required_argument, NULL, OPT_IF_VERSION },
 	{ "if-absent", no_argument, NULL, OPT_IF_ABSENT },
@@ -266,11 +255,8 @@ put_option(struct put *p, int c)
 			return ctl_usage(p->cmd, "'%s' is not a version; kvfsctl info shows a key's", optarg);
 		p->conditional = true;
 		return CTL_OK;
-	case OPT_IF_ABSENT:
-		p->absent = true;
-		return CTL_OK;
 	default:
-		p->show_version = true;
+		p->absent = true;
 		return CTL_OK;
 	}
 }
@@ -311,7 +297,6 @@ run_put(int argc, char **argv)
 
 #define HELP_COMMON                                                                                                    \
 	"  --ttl DURATION     the value ends after that: 60 (seconds), 1.5, 500ms, 10m, 24h, 7d\n"                      \
-	"  --print-version    print the version of the new value\n"                                                      \
 	"The value is FILE's content, or standard input's when FILE is - or missing. It is published whole and in one\n" \
 	"step, durable on return. Mode, owner and xattrs of the key stay; a TTL is cleared unless --ttl gives a new one.\n"
 

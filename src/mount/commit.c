@@ -30,13 +30,6 @@ go_on(struct rq *r, int err)
 	return r->then(r);
 }
 
-static void
-candidate_end(struct handle *h)
-{
-	if (h->flushed && !h->written && !h->published && !h->cancelled)
-		h->key->candidates--;
-}
-
 void
 handle_free(struct kvfs_mount *m, struct handle *h)
 {

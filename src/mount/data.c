@@ -147,8 +147,7 @@ write_replacement(struct rq *r)
 	struct handle *h = r->h;
 	struct mdraft *d = h->draft;
 
-	if (!h->written && h->flushed && !h->published && !h->cancelled)
-		h->key->candidates--;
+	candidate_end(h);
 	h->written = true;
 	if (h->append)
 		r->off = store_draft_size(r->m->store, d->draft);
@@ -258,8 +257,7 @@ flush_counts(const struct handle *h, pid_t pid)
 static void
 handle_cancel(struct handle *h)
 {
-	if (h->flushed && !h->written && !h->published && !h->cancelled)
-		h->key->candidates--;
+	candidate_end(h);
 	h->cancelled = true;
 }
 
@@ -272,9 +270,7 @@ flush_replacement(struct rq *r)
 	if (h->cancelled || (h->published && !unpublished))
 		return rq_err(r, 0);
 	if (!flush_counts(h, r->pid)) {
-		if (!h->flushed && !h->written)
-			h->key->candidates++;
-		h->flushed = true;
+		candidate_begin(h);
 		return rq_err(r, 0);
 	}
 	if (proc_killed(r->pid)) {
@@ -283,9 +279,7 @@ flush_replacement(struct rq *r)
 		return rq_err(r, 0);
 	}
 	if (!unpublished) { /* nothing written yet: maybe an empty value, maybe a shell's dup2 */
-		if (!h->flushed && !h->written && !h->published)
-			h->key->candidates++;
-		h->flushed = true;
+		candidate_begin(h);
 		return rq_err(r, 0);
 	}
 	h->flushed = true;
@@ -337,9 +331,7 @@ fsync_step(struct rq *r)
 	struct handle *h = r->h;
 
 	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
-		if (!h->flushed && !h->written && !h->published)
-			h->key->candidates++; /* keeps the count right while an empty value is published */
-		h->flushed = true;
+		candidate_begin(h);
 		return publish_start(r, STORE_SYNC_DURABLE, flushed);
 	}
 	if (h->kind == H_EDIT) {

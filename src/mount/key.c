@@ -5,6 +5,7 @@
  */
 #include "mount/mount.h"
 #include "base/diag.h"
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,23 +188,50 @@ node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 	key_put(m, from);
 }
 
+bool
+candidate_is(const struct handle *h)
+{
+	return h->kind == H_REPL && h->flushed && !h->written && !h->published && !h->cancelled;
+}
+
+void
+candidate_begin(struct handle *h)
+{
+	bool was = candidate_is(h);
+
+	assert(h->key);
+	h->flushed = true;
+	h->key->candidates += candidate_is(h) && !was;
+}
+
+void
+candidate_end(struct handle *h)
+{
+	assert(h->key);
+	h->key->candidates -= candidate_is(h);
+}
+
+void
+writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to)
+{
+	struct key *from = h->key;
+
+	list_del(&h->of_key);
+	list_add_tail(&to->writers, &h->of_key);
+	candidate_end(h);
+	h->key = key_ref(to);
+	to->candidates += candidate_is(h);
+	if (h->node->opens == 0)
+		node_rehome(m, h->node, to);
+	key_put(m, from);
+}
+
 /* Pending replacements belong to the name: give those of `k` (and the nodes they alone use) to `to`. */
 static void
 writers_rehome(struct kvfs_mount *m, struct key *k, struct key *to)
 {
-	while (!list_empty(&k->writers)) {
-		struct handle *h = list_entry(k->writers.next, struct handle, of_key);
-
-		list_del(&h->of_key);
-		list_add_tail(&to->writers, &h->of_key);
-		if (h->flushed && !h->written && !h->published && !h->cancelled) {
-			k->candidates--;
-			to->candidates++;
-		}
-		h->key = key_ref(to);
-		node_rehome(m, h->node, to);
-		key_put(m, k);
-	}
+	while (!list_empty(&k->writers))
+		writer_rehome(m, list_entry(k->writers.next, struct handle, of_key), to);
 }
 
 struct key *
@@ -467,7 +495,7 @@ barrier_passed(struct worker_barrier *b)
 enum rq_result
 key_settle(struct rq *r, struct key *k, const struct handle *except)
 {
-	bool self = except && except->flushed && !except->written && !except->published && !except->cancelled;
+	bool self = except && candidate_is(except);
 
 	if (k->candidates > (self ? 1u : 0u) && !r->settled && worker_current()) {
 		r->m->counters.barriers++;

@@ -519,8 +519,7 @@ setattr_size(struct rq *r)
 	case 0:
 		if (h && h->kind == H_REPL) {
 			r->draft = mdraft_ref(h->draft);
-			if (!h->written && h->flushed && !h->published && !h->cancelled)
-				h->key->candidates--;
+			candidate_end(h);
 			h->written = true;
 		} else {
 			if (r->key)

@@ -318,6 +318,16 @@ bool node_usable(const struct node *n, uint64_t version);
 struct node *key_node(struct kvfs_mount *m, struct key *k, uint64_t version);
 void node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struct store_attr *attr);
 
+/**
+ * A candidate: a replacement that was flushed but never written, so perhaps an empty value whose last close is on its
+ * way. candidate_end() is called before something changes that; candidate_begin() marks a flush.
+ */
+bool candidate_is(const struct handle *h);
+void candidate_begin(struct handle *h);
+void candidate_end(struct handle *h);
+/** A pending replacement, with the node that it alone uses, goes over to another key. */
+void writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to);
+
 struct msnap *msnap_new(struct store_snap *snap);
 struct msnap *msnap_ref(struct msnap *s);
 void msnap_put(struct kvfs_mount *m, struct msnap *s);

@@ -50,8 +50,7 @@ cancel_own(struct key *k, pid_t pid)
 
 		if (h->cancelled || !proc_same(h->opener, pid, &gone))
 			continue;
-		if (h->flushed && !h->written && !h->published)
-			k->candidates--;
+		candidate_end(h);
 		h->cancelled = true;
 		n++;
 	}
@@ -154,29 +153,14 @@ rename_end(struct rq *r, int err)
 	return rq_err(r, err);
 }
 
-/* One pending replacement, with the node that it alone uses, goes over to another key. */
+/* A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. */
 static void
 writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
 {
-	struct key *from = h->key;
-	bool candidate = h->flushed && !h->written && !h->published && !h->cancelled;
-
-	list_del(&h->of_key);
-	list_add_tail(&to->writers, &h->of_key);
-	from->candidates -= candidate;
-	to->candidates += candidate;
-	h->key = key_ref(to);
-	h->excl = false; /* its name has been somebody's meanwhile */
-	if (h->node->opens == 0 && h->node->key == from) {
-		list_del(&h->node->of_key);
-		list_add_tail(&to->nodes, &h->node->of_key);
-		if (from->cur == h->node)
-			from->cur = NULL;
-		h->node->key = key_ref(to);
+	if (h->node->opens == 0)
 		h->node->moved = true;
-		key_put(m, from);
-	}
-	key_put(m, from);
+	writer_rehome(m, h, to);
+	h->excl = false; /* its name has been somebody's meanwhile */
 }
 
 /* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */

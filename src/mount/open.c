@@ -186,6 +186,9 @@ open_direct(struct rq *r, struct node *n, bool edit)
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
 	struct msnap *s = r->raw_snap ? msnap_new(r->raw_snap) : msnap_ref(n->snap);
+
+	if (!s)
+		store_snap_close(m->store, r->raw_snap);
 	struct handle *h = s ? handle_new(r, edit ? H_EDIT : H_READ, k, n) : NULL;
 
 	if (!h) {

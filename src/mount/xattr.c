@@ -69,9 +69,8 @@ xattr_load(struct rq *r)
 
 	switch (r->state) {
 	case 0:
-		if (!k->named) {
-			r->err = -ENODATA;
-			r->attr = k->created;
+		if (!k->named) { /* deleted or replaced meanwhile: a walk by name finds what is there now */
+			r->err = -ESTALE;
 			return RQ_DONE;
 		}
 		r->err = store_stat(m->store, rq_key_of(r, k), &r->attr, rq_store(r, 1));
@@ -79,6 +78,11 @@ xattr_load(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	case 1:
+		bool again;
+
+		if ((r->err == 0 || r->err == -ENOENT) &&
+		    turn_watch(r, k, r->err || r->nodeid == ROOT_NODEID ? 0 : r->attr.ino, &again) == RQ_WAIT)
+			return again ? xattr_load(r) : RQ_WAIT;
 		r->state = 2;
 		r->xattr_size = 0;
 		r->xattrs = malloc(STORE_XATTR_MAX);

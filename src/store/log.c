@@ -10,7 +10,6 @@
  * Nothing is written here: see log_write.c. Layer: store. Threads: any.
  */
 #include "store/log_impl.h"
-#include "base/clock.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -347,7 +346,7 @@ within_quota(const struct log *lg, uint64_t more, bool reserved)
 static int
 place_locked(struct log *lg, const struct stage *st, bool reserved)
 {
-	struct spot sp;
+	struct spot sp = { 0 };
 	int r;
 
 	for (;;) {

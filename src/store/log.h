@@ -214,7 +214,7 @@ const char *log_failed(struct log *lg);
 
 enum log_scan_event {
 	SCAN_RECORD,   /* a valid record */
-	SCAN_DAMAGED,  /* a record whose payload or header fails its checksum; rec->key is valid if key_known */
+	SCAN_DAMAGED,  /* a record whose payload or head fails its checksum; rec.type 0: nothing of the head is known */
 	SCAN_GAP,      /* bytes [off, off+len) that cannot be attributed to records */
 };
 struct log_scan {

@@ -280,12 +280,13 @@ struct reader {
 	uint64_t start;   /* of buf in the file */
 	uint64_t size;    /* of what may be read */
 	uint64_t bad;     /* first byte that could not be read, UINT64_MAX: none */
-	int err;          /* -ENOMEM, or what reading said */
+	int err;          /* what reading it said */
+	bool nomem;
 };
 
 int reader_init(struct reader *r, struct disk *d, int fd, uint64_t size);
 void reader_destroy(struct reader *r);
-/** `n` bytes at `off`, valid until the next call; NULL beyond the end or without memory (r->err). */
+/** `n` bytes at `off`, valid until the next call; NULL beyond the end or without memory (r->nomem). */
 const uint8_t *reader_get(struct reader *r, uint64_t off, size_t n);
 
 /* Where a walk through the log is in the chain of batches. */
@@ -303,22 +304,27 @@ struct walk {
 	struct chain chain;
 	uint64_t pos, limit;
 	struct log_pos durable; /* the largest durable point known */
-	int (*ask)(struct walk *w); /* at trouble: updates `durable`; NULL: everything counts as durable */
+	/* At trouble: updates `durable`, may return WALK_STOPPED; NULL: everything counts as durable. */
+	int (*ask)(struct walk *w);
 	void *ask_arg;
 	log_scan_fn fn;
 	void *arg;
-	void (*retire)(void *arg, uint32_t id); /* for REC_RETIRE; may be NULL */
+	int (*retire)(void *arg, uint32_t id); /* for REC_RETIRE; may be NULL */
 	void *retire_arg;
 };
 
+#define WALK_STOPPED INT32_MAX
+
 /**
  * Walk batches from w->pos on, giving their records to w->fn.
- * Return: 0 at w->limit; 1: stopped at w->pos, which is at or beyond w->durable (a torn tail, or the end); a value of fn;
- * -errno.
+ * Return: 0 at w->limit; WALK_STOPPED at w->pos, which is at or beyond w->durable (a torn tail, or the end); a value of
+ * fn; -errno.
  */
 int walk_batches(struct walk *w);
 /** Next valid header or trailer at or after `from`: its batch begins at *start. Return: 1 header, 2 trailer, 0 none, -errno. */
 int walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header *h);
+/** Read and decode the header of the segment: as segment_header_decode. */
+int walk_segment_header(struct walk *w, struct segment_header *h);
 int walk_gap(struct walk *w, uint64_t off, uint64_t len, bool complete, const char *why);
 
 #endif

@@ -29,6 +29,7 @@
 /* What one run of the loop has to deliver at its end, without locks. */
 struct ends {
 	struct log_append *first, **last;
+	bool failed; /* the log has failed just now: say so */
 };
 
 static void progress(struct log *lg, struct io *io, struct ends *ends);
@@ -91,13 +92,17 @@ end_msg(struct io_msg *msg)
 
 /* No lock held. @direct: the caller is in io_run of `io`, own callbacks may run here */
 static void
-deliver(struct ends *ends, struct io *io, bool direct)
+deliver(struct log *lg, struct ends *ends, struct io *io, bool direct)
 {
 	struct log_append *a, *next;
 
+	if (ends->failed)
+		diag_err("%s; no more writes until the next start", lg->failed_text);
 	for (a = ends->first; a; a = next) {
 		next = a->next;
-		if (direct && a->io == io) {
+		if (!a->done) {
+			continue; /* was to be taken, but had not ended then */
+		} else if (direct && a->io == io) {
 			a->done(a, a->err);
 		} else {
 			a->msg.fn = end_msg;
@@ -123,13 +128,13 @@ queue_to_written(struct log *lg, int err)
 }
 
 static void
-fail_locked(struct log *lg, const char *what, struct log_pos pos, int err)
+fail_locked(struct log *lg, const char *what, struct log_pos pos, int err, struct ends *ends)
 {
 	if (!lg->failed) {
 		(void)snprintf(lg->failed_text, sizeof(lg->failed_text), "%s of segment %08x at %llu failed: %s", what,
 			       pos.seg, (unsigned long long)pos.off, strerror(-err));
 		lg->failed = lg->failed_text;
-		diag_err("the log is read-only from now on: %s", lg->failed);
+		ends->failed = true;
 	}
 	queue_to_written(lg, -EIO);
 }
@@ -197,6 +202,7 @@ finish_batch(struct log *lg, struct batch *b)
 	b->iov[1] = (struct iovec){ b->head, BATCH_HEADER_SIZE };
 	*dir = (struct iovec){ b->dir, b->h.count * (size_t)BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE };
 	b->todo = b->head_size ? 0 : 1;
+	b->skip = 0;
 	b->off = b->start;
 	b->touched = false;
 	b->tries = 0;
@@ -268,7 +274,7 @@ write_end(struct log *lg, struct batch *b, int err, struct ends *ends)
 	lg->written_last = &b->next;
 	if (err) {
 		b->err = -EIO;
-		fail_locked(lg, "writing", log_pos_make(b->h.seg, b->off), err);
+		fail_locked(lg, "writing", log_pos_make(b->h.seg, b->off), err, ends);
 		end_waiters(lg, ends);
 		return;
 	}
@@ -315,7 +321,7 @@ write_done(struct io_req *req, int res)
 	}
 	write_end(lg, b, r, &ends);
 	progress(lg, io, &ends);
-	deliver(&ends, io, true);
+	deliver(lg, &ends, io, true);
 }
 
 static int
@@ -421,7 +427,7 @@ flush_end(struct log *lg, int err, struct ends *ends)
 	lg->flushing = false;
 	if (err) {
 		lg->flush_failed = true;
-		fail_locked(lg, "flushing", lg->flush_to, err);
+		fail_locked(lg, "flushing", lg->flush_to, err, ends);
 	} else {
 		lg->counters.flushes++;
 		if (log_pos_cmp(lg->flush_to, lg->durable) > 0)
@@ -460,7 +466,7 @@ flush_done(struct io_req *req, int res)
 		return;
 	flush_end(lg, res < 0 ? res : 0, &ends);
 	progress(lg, io, &ends);
-	deliver(&ends, io, true);
+	deliver(lg, &ends, io, true);
 }
 
 /* Called and returns with the lock held; drops it meanwhile. */
@@ -597,5 +603,5 @@ log_kick(struct log *lg, struct io *io)
 	pthread_mutex_lock(&lg->lock);
 	end_waiters(lg, &ends);
 	progress(lg, io, &ends);
-	deliver(&ends, io, false);
+	deliver(lg, &ends, io, false);
 }

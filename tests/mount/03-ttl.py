@@ -192,7 +192,7 @@ def never_gone_before_the_deadline(m, peer):
 
 
 @case
-def ten_thousand_expire_together(m, peer):
+def thousands_expire_together(m, peer):
     count = 500 if QUICK else 5000
     own = Mount("sync=never")
     try:

@@ -5,7 +5,8 @@
  *
  *   kvfs-mem [-f] -o OPTIONS MOUNTPOINT
  *
- * Takes kvfs's command line; what concerns the log engine (data=, sync=, …) is understood and of no effect. Its own:
+ * Takes kvfs's command line; what concerns the log engine (sync=, segment_size=, …) is understood and of no effect. With
+ * data=DIRECTORY the keys are in a file there between a clean stop and the next start. Its own options:
  *   delay_us=N     mean delay of an answer (300; 0: at once)
  *   uncertain=1/N  so many commits, removes and renames answer STORE_UNCERTAIN (none)
  *   foreign=1      somebody else writes the keys foreign-0 … foreign-3 (see memstore.h)
@@ -34,6 +35,7 @@ struct app {
 	struct cmdline cl;
 	struct mem_config mem;
 	char *mountpoint;
+	char *save, *file; /* where the keys outlive a clean stop; NULL: they do not */
 	int ready_fd;
 	struct kvfs_mount *mount;
 	struct store *store;
@@ -172,9 +174,18 @@ open_store(struct app *a)
 	a->mem.max_size = (uint64_t)c->max_size;
 	mount_events(a->mount, &a->mem.events);
 	rc = mem_store_open(&a->mem, &a->store);
-	if (!rc)
-		mount_set_store(a->mount, a->store);
-	return rc;
+	if (rc)
+		return rc;
+	mount_set_store(a->mount, a->store);
+	if (!c->data)
+		return 0;
+	if (mkdir(c->data, 0700) != 0 && errno != EEXIST)
+		return -errno;
+	a->save = realpath(c->data, NULL);
+	if (!a->save || asprintf(&a->file, "%s/mem.store", a->save) < 0)
+		return -ENOMEM;
+	rc = mem_store_load(a->store, a->file);
+	return rc == -ENOENT ? 0 : rc;
 }
 
 static int
@@ -220,6 +231,8 @@ stop(struct app *a)
 		if (rc == STORE_UNCERTAIN) /* it may well have been done */
 			rc = 0;
 	}
+	if (a->store && a->file && !a->cfg.ro && mem_store_save(a->store, a->file) != 0)
+		rc = -EIO;
 	if (a->store && store_close(a->store) != 0)
 		rc = -EIO;
 	if (a->mount)
@@ -265,5 +278,7 @@ main(int argc, char **argv)
 	cmdline_free(&a.cl);
 	config_free(&a.cfg);
 	free(a.mountpoint);
+	free(a.save);
+	free(a.file);
 	return rc ? EXIT_FAILURE : EXIT_SUCCESS;
 }
