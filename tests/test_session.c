@@ -36,8 +36,9 @@ struct fixture {
 };
 
 static struct {
-	char f[F_MAX];
-	_Atomic size_t f_size;
+	pthread_mutex_t lock;
+	char f[F_MAX]; /* protected by lock, like its size */
+	size_t f_size;
 	struct disk *disk;
 	int disk_fd;
 	/* Barrier files: OPENs and RELEASEs whose handlers have run, and opens that missed a RELEASE. */
@@ -54,8 +55,11 @@ attr_of(fuse_ino_t ino)
 
 	if (ino == FUSE_ROOT_ID)
 		st.st_mode = S_IFDIR | 0777;
-	if (ino == INO_F)
+	if (ino == INO_F) {
+		pthread_mutex_lock(&fs.lock);
 		st.st_size = (off_t)fs.f_size;
+		pthread_mutex_unlock(&fs.lock);
+	}
 	if (ino == INO_DISK)
 		st.st_size = F_MAX;
 	return st;
@@ -95,8 +99,11 @@ t_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void
 t_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
-	if (to_set & FUSE_SET_ATTR_SIZE && ino == INO_F)
+	if (to_set & FUSE_SET_ATTR_SIZE && ino == INO_F) {
+		pthread_mutex_lock(&fs.lock);
 		fs.f_size = (size_t)attr->st_size;
+		pthread_mutex_unlock(&fs.lock);
+	}
 	t_getattr(req, ino, fi);
 }
 
@@ -208,11 +215,14 @@ static void
 t_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	struct disk_read *r;
-	size_t left = (size_t)off < fs.f_size ? fs.f_size - (size_t)off : 0;
+	size_t left;
 
 	(void)fi;
 	if (ino != INO_DISK) {
+		pthread_mutex_lock(&fs.lock);
+		left = (size_t)off < fs.f_size ? fs.f_size - (size_t)off : 0;
 		fuse_reply_buf(req, fs.f + (left ? off : 0), left < size ? left : size);
+		pthread_mutex_unlock(&fs.lock);
 		return;
 	}
 	r = calloc(1, sizeof(*r));
@@ -231,9 +241,11 @@ t_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
 		fuse_reply_err(req, EFBIG);
 		return;
 	}
+	pthread_mutex_lock(&fs.lock);
 	memcpy(fs.f + off, buf, size);
 	if (fs.f_size < (size_t)off + size)
 		fs.f_size = (size_t)off + size;
+	pthread_mutex_unlock(&fs.lock);
 	fuse_reply_write(req, size);
 }
 
@@ -298,6 +310,7 @@ setup_dir(void **state)
 	strcpy(f->dir, "/tmp/kvfs-session-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	memset(&fs, 0, sizeof(fs));
+	assert_int_equal(pthread_mutex_init(&fs.lock, NULL), 0);
 	config = (struct session_config){ .transport = TRANSPORT_DEV, .threads = 2 };
 	*state = f;
 	return 0;
@@ -387,6 +400,15 @@ setup_uring_narrow(void **state)
 	return 0;
 }
 
+static void
+set_content(char byte, size_t size)
+{
+	pthread_mutex_lock(&fs.lock);
+	memset(fs.f, byte, size);
+	fs.f_size = size;
+	pthread_mutex_unlock(&fs.lock);
+}
+
 static int
 open_at(const struct fixture *f, const char *name, int flags)
 {
@@ -429,7 +451,7 @@ test_requests_are_counted(void **state)
 	char buf[8];
 	int fd;
 
-	fs.f_size = 4;
+	set_content('x', 4);
 	for (int i = 0; i < 10; i++) {
 		fd = open_at(f, "f", O_RDWR);
 		assert_int_equal(read(fd, buf, 4), 4);
@@ -487,8 +509,8 @@ run_clients(struct fixture *f, void *(*fn)(void *), unsigned n, unsigned rounds)
 static void
 test_replies_may_wait_for_the_disk(void **state)
 {
-	struct fixture *f = start(state);
 	uint32_t *data = malloc(F_MAX);
+	struct fixture *f;
 
 	for (uint32_t i = 0; i < F_MAX / 4; i++)
 		data[i] = i;
@@ -496,12 +518,13 @@ test_replies_may_wait_for_the_disk(void **state)
 	fs.disk_fd = open("/tmp", O_TMPFILE | O_RDWR, 0600);
 	assert_true(fs.disk_fd >= 0);
 	assert_int_equal(write(fs.disk_fd, data, F_MAX), F_MAX);
+	free(data);
+	f = start(state);
 	run_clients(f, read_disk, 20, 100); /* more clients than entries in the narrow case */
 	session_destroy(f->s);
 	f->destroyed = true;
 	close(fs.disk_fd);
 	disk_destroy(fs.disk);
-	free(data);
 }
 
 static void *
@@ -547,11 +570,10 @@ test_notifications_from_other_threads_arrive(void **state)
 	char c = 0;
 	int fd;
 
-	fs.f[0] = 'a';
-	fs.f_size = 1;
+	set_content('a', 1);
 	fd = open_at(f, "f", O_RDONLY);
 	assert_int_equal(pread(fd, &c, 1, 0), 1);
-	fs.f[0] = 'b';
+	set_content('b', 1);
 	assert_int_equal(pread(fd, &c, 1, 0), 1);
 	assert_int_equal(c, 'a'); /* from the kernel's cache */
 	assert_int_equal(fuse_lowlevel_notify_inval_inode(session_fuse(f->s), INO_F, 0, 0), 0);
@@ -624,8 +646,7 @@ test_extra_init_flags_are_asked_for(void **state)
 
 	config.init_flags = SESSION_INIT_DIRECT_IO_ALLOW_MMAP;
 	f = start(state);
-	fs.f_size = 4096;
-	memset(fs.f, 'm', 4096);
+	set_content('m', 4096);
 	fd = open_at(f, "f", O_RDWR);
 	assert_true(fd >= 0);
 	p = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);

@@ -186,6 +186,10 @@ write_step(struct rq *r)
 
 	switch (r->state) {
 	case 0:
+		if (h->kind != H_REPL && h->kind != H_EDIT)
+			return rq_err(r, -EBADF);
+		if (h->sync_writes)
+			r->sync = STORE_SYNC_DURABLE;
 		if ((h->kind == H_REPL ? write_replacement(r) : write_edit(r)) == RQ_WAIT)
 			return RQ_WAIT;
 		if (r->err)
@@ -205,14 +209,9 @@ write_step(struct rq *r)
 void
 op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
 {
-	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
 	struct kvfs_mount *m = rq_mount(req);
 	struct rq *r;
 
-	if (h->kind != H_REPL && h->kind != H_EDIT) {
-		fuse_reply_err(req, EBADF);
-		return;
-	}
 	if (m->cfg.max_value && (uint64_t)off + size > m->cfg.max_value) {
 		fuse_reply_err(req, EFBIG);
 		return;
@@ -221,12 +220,11 @@ op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off
 	if (!r)
 		return;
 	r->nodeid = ino;
-	r->h = h;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
 	r->off = (uint64_t)off;
 	r->size = size;
 	r->flag2 = fi->writepage; /* pages of a shared mapping: their place is what it is */
-	r->sync = h->kind == H_EDIT && (h->sync_writes || (fi->flags & (O_SYNC | O_DSYNC))) ? STORE_SYNC_DURABLE
-											   : STORE_SYNC_MODE;
+	r->sync = fi->flags & (O_SYNC | O_DSYNC) ? STORE_SYNC_DURABLE : STORE_SYNC_MODE;
 	r->buf = malloc(size ? size : 1);
 	if (!r->buf) {
 		free(r);

@@ -52,6 +52,9 @@ getlk_step(struct rq *r)
 	struct lock_req c;
 	struct flock *lk = &r->out.lk;
 
+	if (!r->h->key)
+		return rq_err(r, -EBADF);
+
 	r->out.kind = REPLY_LOCK;
 	if (!lock_test(&r->h->key->locks, &r->lock.req, &c)) {
 		lk->l_type = F_UNLCK;
@@ -69,9 +72,12 @@ static enum rq_result
 setlk_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct lock_table *t = &r->h->key->locks;
+	struct lock_table *t;
 	struct lock_waiter *granted = NULL;
 
+	if (!r->h->key)
+		return rq_err(r, -EBADF);
+	t = &r->h->key->locks;
 	if (r->state == 1) /* granted or interrupted */
 		return rq_err(r, r->err);
 	if (r->lock.req.type != LOCK_NONE)
@@ -118,17 +124,11 @@ interrupted(fuse_req_t req, void *data)
 static struct rq *
 lock_rq(fuse_req_t req, struct fuse_file_info *fi, enum rq_result (*step)(struct rq *r))
 {
-	struct handle *h = (struct handle *)(uintptr_t)fi->fh;
-	struct rq *r;
+	struct rq *r = rq_new(req, step);
 
-	if (!h->key) {
-		fuse_reply_err(req, EBADF);
-		return NULL;
-	}
-	r = rq_new(req, step);
 	if (!r)
 		return NULL;
-	r->h = h;
+	r->h = (struct handle *)(uintptr_t)fi->fh;
 	r->lock.req.owner = fi->lock_owner;
 	r->lock.req.fh = fi->fh;
 	return r;

@@ -513,7 +513,7 @@ setattr_size(struct rq *r)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 	struct mdraft *d;
-	struct handle *h = r->h;
+	struct handle *h = r->h && (r->h->kind == H_REPL || r->h->kind == H_EDIT) ? r->h : NULL;
 
 	switch (r->state) {
 	case 0:
@@ -624,8 +624,6 @@ op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct
 	r->st = *attr;
 	r->to_set = (unsigned)to_set;
 	r->h = fi ? (struct handle *)(uintptr_t)fi->fh : NULL;
-	if (r->h && r->h->kind != H_REPL && r->h->kind != H_EDIT)
-		r->h = NULL;
 	rq_run(r);
 }
 

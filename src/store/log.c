@@ -284,9 +284,11 @@ make_active(struct log *lg, struct segment *s)
 {
 	struct segment *old = lg->active;
 
-	if (old && old != s && !old->trim) {
+	if (old && old != s) {
+		if (!old->trim)
+			lg->trims++;
 		old->trim = true;
-		lg->trims++;
+		log_want_flush(lg, log_pos_make(old->id, old->used)); /* so that durable points never lag far behind */
 	}
 	lg->active = s;
 	lg->chain_lost = false;

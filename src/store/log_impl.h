@@ -59,6 +59,7 @@ struct segment_header {
 	uint64_t prev_sum;  /* header checksum of the last batch before this segment */
 	uint64_t first_batch;
 	int64_t time;
+	uint32_t epoch;
 	uint32_t nranges;
 };
 

@@ -18,6 +18,7 @@
 #include "store/log_impl.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ struct found {
 	int head;            /* result of reading the header: 0, -ENODATA, -EIO */
 	uint64_t size;       /* of the file */
 	uint64_t end;        /* of the batches, once known */
+	uint64_t bad;        /* first byte that could not be read, UINT64_MAX: none */
 	struct segment_header h;
 	struct segment *s;
 };
@@ -38,11 +40,11 @@ struct recovery {
 	unsigned n, cap;
 	unsigned at;              /* the segment being walked */
 	struct walk w;
-	bool asked;
-	struct log_pos tail;
-	unsigned tail_at;         /* its index; n: there is no segment */
-	uint32_t *retired;
-	unsigned nretired, retired_cap;
+	bool asked;               /* w.durable counts what lies ahead, too */
+	bool ended;               /* the walk stopped at a segment's end, not at the log's */
+	unsigned tail_at;         /* index of the segment with the tail; n: there is none */
+	uint32_t *retired, *lost; /* ids */
+	unsigned nretired, retired_cap, nlost, lost_cap;
 	uint64_t cut;
 	char *err;
 	size_t err_cap;
@@ -77,7 +79,7 @@ note_name(void *arg, const char *name)
 			return -ENOMEM;
 		rc->f = f;
 	}
-	rc->f[rc->n++] = (struct found){ .id = id };
+	rc->f[rc->n++] = (struct found){ .id = id, .bad = UINT64_MAX };
 	return 0;
 }
 
@@ -181,7 +183,7 @@ linked(const struct recovery *rc, unsigned i)
 static struct chain
 chain_of_header(const struct segment_header *h)
 {
-	return (struct chain){ .known = true, .number = h->first_batch - 1, .sum = h->prev_sum };
+	return (struct chain){ .known = true, .number = h->first_batch - 1, .sum = h->prev_sum, .epoch = h->epoch };
 }
 
 /* The largest durable point in the valid headers of one segment from `pos` on. Return: how many there were, or -errno. */
@@ -206,8 +208,8 @@ durable_in(struct recovery *rc, unsigned i, uint64_t pos)
 			rc->w.durable = h.durable;
 		start += batch_size(&h) - 8;
 	}
-	if (w.r.bad < rc->f[i].s->bad)
-		rc->f[i].s->bad = w.r.bad;
+	if (w.r.bad < rc->f[i].bad)
+		rc->f[i].bad = w.r.bad;
 	reader_destroy(&w.r);
 	return kind < 0 ? kind : found;
 }
@@ -233,7 +235,7 @@ goes_on_in(struct recovery *rc, unsigned i, uint64_t *start)
 	return kind == 1 && h.number == rc->w.chain.number + 1 && h.prev_sum == rc->w.chain.sum;
 }
 
-/* Only zeros from `pos` to the end of the file? *last: end of the last byte that is not zero. Return: 0 or -errno. */
+/* *last: end of the last byte behind `pos` that is not zero; `pos` if there is none. Return: 0 or -errno. */
 static int
 find_last_byte(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 {
@@ -259,10 +261,49 @@ find_last_byte(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 		}
 		pos += n;
 	}
-	if (w.r.bad < rc->f[i].s->bad)
-		rc->f[i].s->bad = w.r.bad;
+	if (w.r.bad < rc->f[i].bad)
+		rc->f[i].bad = w.r.bad;
 	reader_destroy(&w.r);
 	return r;
+}
+
+static bool
+in_list(const uint32_t *ids, unsigned n, uint32_t id)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (ids[i] == id)
+			return true;
+	return false;
+}
+
+/* Is a segment lost between segment i and the next one in the list? (All others there were retired.) */
+static bool
+lost_between(const struct recovery *rc, unsigned i)
+{
+	for (unsigned k = 0; k < rc->nlost; k++)
+		if (rc->lost[k] > rc->f[i].id && rc->lost[k] < rc->f[i + 1].id)
+			return true;
+	return false;
+}
+
+/* Know the largest durable point that anything from segment i on speaks of. */
+static int
+learn_durable(struct recovery *rc, unsigned i)
+{
+	int r = 0;
+
+	if (i + 1 < rc->n && !rc->f[i + 1].head && !linked(rc, i + 1) && !lost_between(rc, i) &&
+	    rc->w.durable.seg <= rc->f[i].id)
+		rc->w.durable = log_pos_make(rc->f[i].id, UINT64_MAX); /* what follows was retired: all here was flushed */
+	if (rc->asked)
+		return 0;
+	rc->asked = true;
+	for (unsigned k = rc->n; k-- > i;) { /* durable points only grow: the last segment with a batch knows best */
+		r = durable_in(rc, k, k == i ? rc->w.pos : 0);
+		if (r)
+			break;
+	}
+	return r < 0 ? r : 0;
 }
 
 /* Called by the walk where a batch is not good. */
@@ -274,24 +315,46 @@ ask_durable(struct walk *w)
 	uint64_t start, last;
 	int r;
 
+	r = learn_durable(rc, i);
+	if (r || i + 1 >= rc->n || linked(rc, i + 1))
+		return r;
 	r = goes_on_in(rc, i + 1, &start);
-	if (r)
-		return r < 0 ? r : WALK_STOPPED;
-	if (i + 1 < rc->n && !rc->f[i + 1].head && !linked(rc, i + 1)) {
-		/* Nobody can say how long this segment was: zeros are its end. */
+	if (r < 0)
+		return r;
+	if (!r && (w->durable.seg != rc->f[i].id || w->durable.off <= w->pos || w->durable.off == UINT64_MAX)) {
+		/* Nobody says how long this segment was: nothing but zeros is its end. */
 		r = find_last_byte(rc, i, w->pos, &last);
-		if (r || last == w->pos)
-			return r ? r : WALK_STOPPED;
-	}
-	if (rc->asked)
-		return 0;
-	rc->asked = true;
-	for (unsigned k = rc->n; k-- > i;) {
-		r = durable_in(rc, k, k == i ? w->pos : 0);
 		if (r)
-			break;
+			return r;
+		r = last == w->pos;
 	}
-	return r < 0 ? r : 0;
+	rc->ended = r;
+	return r ? WALK_STOPPED : 0;
+}
+
+/* Segment i has been walked to its end. Return: 0 go on with the next, WALK_STOPPED the log ends here, or an error. */
+static int
+at_boundary(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i], *next = f + 1;
+	bool cut_short = linked(rc, i + 1) && f->end < next->h.prev_size;
+	uint64_t start;
+	int r;
+
+	if (linked(rc, i + 1) ? !cut_short : !next->head && !lost_between(rc, i))
+		return 0;
+	r = next->head ? goes_on_in(rc, i + 1, &start) : 0;
+	if (r)
+		return r < 0 ? r : 0;
+	r = learn_durable(rc, i);
+	if (r)
+		return r;
+	if (log_pos_cmp(log_pos_make(f->id, f->end), rc->w.durable) >= 0)
+		return WALK_STOPPED;
+	if (!cut_short)
+		return 0;
+	rc->w.chain.known = false;
+	return walk_gap(&rc->w, f->end, next->h.prev_size - f->end, false, "the segment's file is too short");
 }
 
 /* The chain at a place inside a segment: from the batch that ends there. */
@@ -372,19 +435,19 @@ begin_next(struct recovery *rc, unsigned i)
 	r = 0;
 	if (linked(rc, i) && c->known && (c->number + 1 != f->h.first_batch || c->sum != f->h.prev_sum))
 		r = walk_gap(&rc->w, 0, 0, false, "the segment does not follow the one before");
-	*c = (struct chain){ .known = true, .number = f->h.first_batch - 1, .sum = f->h.prev_sum, .epoch = c->epoch };
+	*c = chain_of_header(&f->h);
 	return r;
 }
 
-/* Walk segment i. Return: 0 go on with the next, WALK_STOPPED the tail is in it at rc->w.pos, or an error. */
+/* Walk segment i. Return: 0 go on with the next, WALK_STOPPED the tail is in it at f.end, or an error. */
 static int
 walk_one(struct recovery *rc, unsigned i, bool first)
 {
 	struct found *f = &rc->f[i];
-	uint64_t start;
 	int r;
 
 	rc->at = i;
+	rc->ended = false;
 	rc->w.seg = f->s;
 	rc->w.limit = linked(rc, i + 1) && rc->f[i + 1].h.prev_size < f->size ? rc->f[i + 1].h.prev_size : f->size;
 	r = reader_init(&rc->w.r, rc->lg->cfg.disk, f->s->fd, rc->w.limit);
@@ -393,13 +456,318 @@ walk_one(struct recovery *rc, unsigned i, bool first)
 	r = first ? begin_first(rc, i) : begin_next(rc, i);
 	if (!r)
 		r = walk_batches(&rc->w);
-	if (rc->w.r.bad < f->s->bad)
-		f->s->bad = rc->w.r.bad;
+	if (rc->w.r.bad < f->bad)
+		f->bad = rc->w.r.bad;
 	reader_destroy(&rc->w.r);
 	f->end = rc->w.pos;
-	if (r == WALK_STOPPED && goes_on_in(rc, i + 1, &start) > 0)
+	if (r && !(r == WALK_STOPPED && rc->ended))
+		return r;
+	return i + 1 < rc->n ? at_boundary(rc, i) : 0;
+}
+
+static int
+walk_all(struct recovery *rc)
+{
+	unsigned i = 0;
+	bool first = true;
+	int r = 0;
+
+	while (i < rc->n && rc->f[i].id < rc->from.seg)
+		i++;
+	rc->tail_at = rc->n;
+	for (; i < rc->n && !r; i++) {
+		r = walk_one(rc, i, first);
+		first = false;
+		rc->tail_at = i;
+	}
+	return r == WALK_STOPPED ? 0 : r;
+}
+
+/* ---- 4. segments that should be there ---- */
+
+static int
+add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
+{
+	uint32_t *more;
+
+	if (*n == *cap) {
+		more = realloc(*ids, (*cap * 2 + 16) * sizeof(*more));
+		if (!more)
+			return -ENOMEM;
+		*ids = more;
+		*cap = *cap * 2 + 16;
+	}
+	(*ids)[(*n)++] = id;
+	return 0;
+}
+
+static int
+note_retired(void *arg, uint32_t id)
+{
+	struct recovery *rc = arg;
+
+	if (in_list(rc->retired, rc->nretired, id))
 		return 0;
-	if (r == WALK_STOPPED && i + 1 < rc->n && !rc->f[i + 1].head && !linked(rc, i + 1))
+	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
+}
+
+static bool
+is_present(const struct recovery *rc, uint32_t id)
+{
+	struct found key = { .id = id };
+
+	return rc->n && bsearch(&key, rc->f, rc->n, sizeof(key), compare_found);
+}
+
+/* Ids in the header of segment i that have no file. */
+static int
+absent_in_header(struct recovery *rc, unsigned i)
+{
+	struct segment_range range;
+	const uint8_t *p;
+	struct walk w;
+	int r = start_walk(rc, &w, i);
+
+	if (r)
+		return r;
+	p = reader_get(&w.r, 0, rc->f[i].h.size);
+	for (uint32_t k = 0; p && k < rc->f[i].h.nranges && !r; k++) {
+		range = segment_header_range(p, k);
+		for (uint32_t id = range.first; id - range.first < range.count && id <= rc->f[i].id && !r; id++)
+			if (!is_present(rc, id))
+				r = add_id(&rc->lost, &rc->nlost, &rc->lost_cap, id);
+	}
+	reader_destroy(&w.r);
+	return p ? r : -EIO;
+}
+
+/* Fill `lost`: what the newest header names, without a file and without a note that it was retired. */
+static int
+find_lost(struct recovery *rc)
+{
+	unsigned i = rc->n, kept = 0;
+	int r = 0;
+
+	while (i > 0 && rc->f[i - 1].head)
+		i--;
+	if (!i)
 		return 0;
+	r = absent_in_header(rc, i - 1);
+	for (unsigned k = i - 1; k < rc->n && !r && rc->nlost; k++) {
+		struct walk w;
+
+		r = start_walk(rc, &w, k);
+		if (r)
+			return r;
+		w.pos = rc->f[k].head ? 0 : rc->f[k].h.size;
+		w.retire = note_retired;
+		w.retire_arg = rc;
+		r = walk_batches(&w);
+		reader_destroy(&w.r);
+	}
+	for (unsigned k = 0; k < rc->nlost; k++)
+		if (!in_list(rc->retired, rc->nretired, rc->lost[k]))
+			rc->lost[kept++] = rc->lost[k];
+	rc->nlost = kept;
+	return r;
+}
+
+static int
+report_lost(struct recovery *rc)
+{
+	struct log_scan s = { .event = SCAN_GAP, .why = "the segment's file is missing" };
+	int r = 0;
+
+	for (unsigned k = 0; k < rc->nlost && !r; k++) {
+		/* What lies behind the tail never was; a file of it may be missing. */
+		if (rc->tail_at < rc->n && rc->lost[k] > rc->f[rc->tail_at].id)
+			continue;
+		s.place.seg = rc->lost[k];
+		r = rc->w.fn ? rc->w.fn(rc->w.arg, &s) : 0;
+	}
+	if (!r && rc->from.seg && !is_present(rc, rc->from.seg) &&
+	    !in_list(rc->lost, rc->nlost, rc->from.seg)) {
+		s.place.seg = rc->from.seg;
+		r = rc->w.fn ? rc->w.fn(rc->w.arg, &s) : 0;
+	}
+	return r;
+}
+
+/* ---- 3. the end ---- */
+
+/* How much would be cut from segment i, keeping `pos` bytes; refuses where something could not be read. */
+static int
+count_cut(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
+{
+	char name[SEGMENT_NAME_SIZE];
+	int r = find_last_byte(rc, i, pos, last);
+
+	if (!r && rc->f[i].bad != UINT64_MAX && rc->f[i].bad >= pos && !rc->lg->cfg.readonly) {
+		segment_name(name, rc->f[i].id);
+		return refuse(rc, -EIO, "cannot read %s at %llu, so the end of the log is not known; nothing was changed",
+			      name, (unsigned long long)rc->f[i].bad);
+	}
+	rc->cut += *last - pos;
+	return r;
+}
+
+/* A segment file behind the tail: an empty one is kept for later use. */
+static int
+cut_segment(struct recovery *rc, unsigned i, uint64_t last)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	struct found *f = &rc->f[i];
+	char name[SEGMENT_NAME_SIZE];
+	int r;
+
+	if (!last) {
+		f->end = 0;
+		return 0;
+	}
+	segment_name(name, f->id);
+	r = d->ops->unlink(d, name);
+	if (r)
+		return refuse(rc, r, "cannot delete %s, which lies behind the end of the log: %s", name, strerror(-r));
+	segment_drop(rc->lg, f->s);
+	f->s = NULL;
+	return 0;
+}
+
+static int
+flush_all(struct recovery *rc)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	int r = 0;
+
+	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
+		if (rc->f[i].id >= rc->w.durable.seg)
+			r = d->ops->fdatasync(d, rc->f[i].s->fd);
+	if (!r)
+		r = d->ops->fsync_dir(d);
+	return r ? refuse(rc, r, "cannot flush the log: %s", strerror(-r)) : 0;
+}
+
+static int
+cut_tail(struct recovery *rc)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	struct found *t = rc->tail_at < rc->n ? &rc->f[rc->tail_at] : NULL;
+	uint64_t *last = calloc(rc->n + 1, sizeof(*last));
+	int r = last ? 0 : -ENOMEM;
+
+	for (unsigned i = t ? rc->tail_at : 0; i < rc->n && !r; i++)
+		r = count_cut(rc, i, &rc->f[i] == t ? t->end : 0, &last[i]);
+	if (r || rc->lg->cfg.readonly)
+		goto out;
+	for (unsigned i = rc->n; i-- > (t ? rc->tail_at + 1 : 0) && !r;)
+		r = cut_segment(rc, i, last[i]);
+	if (!r && t && last[rc->tail_at] > t->end) {
+		r = d->ops->ftruncate(d, t->s->fd, (off_t)t->end);
+		if (r)
+			r = refuse(rc, r, "cannot cut the torn end of segment %08x: %s", t->id, strerror(-r));
+		t->size = t->end;
+	}
+	if (!r)
+		r = flush_all(rc);
+out:
+	free(last);
+	return r;
+}
+
+/* ---- ready ---- */
+
+static void
+set_segments(struct recovery *rc)
+{
+	struct log *lg = rc->lg;
+
+	for (unsigned i = 0; i < rc->n; i++) {
+		struct found *f = &rc->f[i];
+
+		if (!f->s)
+			continue;
+		f->s->dir_synced = true;
+		f->s->used = rc->tail_at < rc->n && i <= rc->tail_at ? f->end : 0;
+		lg->used_total += f->s->used;
+		if (i < rc->tail_at && rc->tail_at < rc->n && f->size > f->end) {
+			f->s->alloc = f->size;
+			f->s->trim = true;
+			lg->trims++;
+		} else {
+			f->s->alloc = f->s->soft = f->s->used; /* what lies behind is allocated again, to be sure */
+		}
+	}
+}
+
+static void
+set_positions(struct recovery *rc)
+{
+	struct log *lg = rc->lg;
+	uint32_t max = rc->n ? rc->f[rc->n - 1].id : 0;
+	unsigned t = rc->tail_at;
+
+	lg->next_id = (max > rc->from.seg ? max : rc->from.seg) + 1;
+	lg->last_sum = rc->w.chain.sum;
+	lg->last_number = rc->w.chain.number;
+	lg->epoch = rc->w.chain.epoch + 1;
+	if (t < rc->n) {
+		lg->active = rc->f[t].s;
+		lg->chain_lost = !rc->w.chain.known;
+		if (!rc->f[t].end && t > 0) /* a segment that is begun anew */
+			lg->written_pos = log_pos_make(rc->f[t - 1].id, rc->f[t - 1].end);
+		else if (rc->f[t].end)
+			lg->written_pos = log_pos_make(rc->f[t].id, rc->f[t].end);
+	}
+	lg->durable = lg->applied = lg->written_pos;
+	lg->open = true;
+}
+
+static void
+set_retirements(struct recovery *rc)
+{
+	for (unsigned i = 0; i < rc->nretired; i++) {
+		struct segment *s = segment_get(rc->lg, rc->retired[i]);
+
+		if (s && s != rc->lg->active)
+			segment_set_retired(s, rc->lg->durable);
+	}
+}
+
+int
+log_recover(struct log *lg, struct log_pos from, log_scan_fn fn, void *arg, uint64_t *cut_bytes, char *err,
+	    size_t err_cap)
+{
+	struct recovery rc = {
+		.lg = lg, .from = from, .err = err, .err_cap = err_cap,
+		.w = { .lg = lg, .durable = from, .ask = ask_durable, .fn = fn, .arg = arg,
+		       .retire = note_retired },
+	};
+	int r;
+
+	rc.w.ask_arg = rc.w.retire_arg = &rc;
+	if (err_cap)
+		err[0] = 0;
+	r = open_all(&rc);
+	if (!r)
+		r = find_lost(&rc);
+	if (!r)
+		r = walk_all(&rc);
+	if (!r)
+		r = report_lost(&rc);
+	if (!r)
+		r = cut_tail(&rc);
+	if (!r) {
+		set_segments(&rc);
+		set_positions(&rc);
+		if (!lg->cfg.readonly)
+			set_retirements(&rc);
+		if (cut_bytes)
+			*cut_bytes = rc.cut;
+	} else if (r < 0 && err_cap && !err[0]) {
+		(void)refuse(&rc, r, "reading the log failed: %s", strerror(-r));
+	}
+	free(rc.f);
+	free(rc.retired);
+	free(rc.lost);
 	return r;
 }

@@ -435,7 +435,8 @@ log_scan_segment(struct log *lg, uint32_t seg, log_scan_fn fn, void *arg)
 		goto out;
 	if (!r && h.id == seg) {
 		w.pos = h.size;
-		w.chain = (struct chain){ .known = true, .number = h.first_batch - 1, .sum = h.prev_sum };
+		w.chain = (struct chain){ .known = true, .number = h.first_batch - 1, .sum = h.prev_sum,
+					  .epoch = h.epoch };
 	}
 	r = walk_batches(&w);
 out:

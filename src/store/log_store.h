@@ -431,11 +431,12 @@ void state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t
 /**
  * Put `after` in the place of `old`, which is the key's present state (state_present); takes over after->value. Cannot
  * fail after state_prepare.
+ * @more: further changes of the key are in the log; what they have prepared must stay
  */
-void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, const struct kstate *old,
-		   struct kstate *after, struct large **spare, bool drop_old);
-/** Make room in the index for `after`; *ghost: an entry was made. 0 or -ENOMEM. */
-int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
+void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more,
+		   const struct kstate *old, struct kstate *after, struct large **spare, bool drop_old);
+/** Make room in the index for `after`; *ghost: an entry was made; `more`: changes before it are in the log. 0, -ENOMEM. */
+int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
 		  struct large **spare, bool *ghost);
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
 /** Install a state from a checkpoint; takes over st->value. 0, -ENOMEM, -EIO (the key is there already). */

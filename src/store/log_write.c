@@ -189,7 +189,8 @@ finish_batch(struct log *lg, struct batch *b)
 {
 	struct segment_header sh = {
 		.size = b->head_size, .id = b->h.seg, .prev_id = b->before.seg, .prev_size = b->before.off,
-		.prev_sum = b->h.prev_sum, .first_batch = b->h.number, .nranges = b->nranges,
+		.prev_sum = b->h.prev_sum, .first_batch = b->h.number, .epoch = b->h.epoch,
+		.nranges = b->nranges,
 	};
 	struct iovec *dir = &b->iov[b->niov];
 

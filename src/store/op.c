@@ -521,7 +521,7 @@ key_applied(struct op *op, struct op_key *k, const struct kstate *old, int err)
 	if (err)
 		key_failed(s, k);
 	else
-		state_install(s, p->key, p->klen, p->hash, old, &k->after, &k->spare, k->drop_old);
+		state_install(s, p->key, p->klen, p->hash, p->inflight, old, &k->after, &k->spare, k->drop_old);
 	if (!p->inflight && p->head && p->head->draining)
 		op_post(p->head);
 	pend_put(s, p);
@@ -562,7 +562,8 @@ op_append(struct op *op, const struct record *recs, unsigned n, struct log_place
 	for (unsigned i = 0; i < op->nkeys && !err; i++) {
 		struct op_key *k = &op->k[i];
 
-		err = state_prepare(s, k->key.data, k->key.len, k->hash, &k->after, &k->spare, &k->ghost);
+		err = state_prepare(s, k->key.data, k->key.len, k->hash, k->pend->inflight, &k->after, &k->spare,
+				    &k->ghost);
 	}
 	if (!err) {
 		op->app = (struct log_append){ .io = op->io, .need = op->need, .take = true, .apply = op_apply,

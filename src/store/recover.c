@@ -66,12 +66,12 @@ slot_install(struct recovery *rc, const struct slot *sl, struct kstate *after, b
 	struct large *spare = NULL;
 	bool ghost;
 
-	if (state_prepare(rc->s, sl->key, sl->klen, sl->hash, after, &spare, &ghost)) {
+	if (state_prepare(rc->s, sl->key, sl->klen, sl->hash, false, after, &spare, &ghost)) {
 		if (after->value)
 			(void)value_unref(after->value); /* ours alone */
 		return -ENOMEM;
 	}
-	state_install(rc->s, sl->key, sl->klen, sl->hash, &sl->old, after, &spare, drop_old);
+	state_install(rc->s, sl->key, sl->klen, sl->hash, false, &sl->old, after, &spare, drop_old);
 	free(spare);
 	return 0;
 }

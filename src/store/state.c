@@ -353,7 +353,7 @@ needs_extra(const struct kstate *st)
 }
 
 int
-state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *after,
+state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
 	      struct large **spare, bool *ghost)
 {
 	struct index_entry *e;
@@ -364,7 +364,7 @@ state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 		return 0;
 	if (index_owner_put(s->ix, after->mode, after->uid, after->gid, &after->owner))
 		return -ENOMEM;
-	if (after->value && !large_find(s, after->ino)) {
+	if (after->value && (more || !large_find(s, after->ino))) {
 		if (!s->large_slots)
 			large_grow(s);
 		*spare = s->large_slots ? calloc(1, sizeof(**spare)) : NULL;
@@ -421,7 +421,7 @@ entry_clear(struct log_store *s, struct index_entry *e, const struct kstate *old
 }
 
 static void
-entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st)
+entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st, bool more)
 {
 	struct index_extra *x = index_extra(e);
 	unsigned flags = index_flags(e) & INDEX_F_EXTRA;
@@ -450,7 +450,7 @@ entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st)
 		x->expires = st->expires;
 		(void)index_expiry_update(s->ix, e); /* without memory it still ends in time, only nobody is told */
 	}
-	if (!needs_extra(st))
+	if (!needs_extra(st) && !more)
 		index_extra_drop(s->ix, e);
 }
 
@@ -484,8 +484,18 @@ state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 		memset(st, 0, sizeof(*st));
 }
 
+/* The key is gone, but something that creates it anew is in the log already and counts on its entry. */
+static void
+entry_to_ghost(struct log_store *s, struct index_entry *e)
+{
+	static const struct kstate none;
+
+	entry_fill(s, e, &none, true);
+	index_set_flags(e, index_flags(e) | INDEX_F_GHOST);
+}
+
 void
-state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, const struct kstate *old,
+state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, const struct kstate *old,
 	      struct kstate *after, struct large **spare, bool drop_old)
 {
 	struct index_entry *e = index_find(s->ix, key, klen, hash);
@@ -503,11 +513,14 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 	if (gone)
 		large_remove(s, gone);
 	if (!after->exists) {
-		index_remove(s->ix, e);
+		if (more)
+			entry_to_ghost(s, e);
+		else
+			index_remove(s->ix, e);
 		return;
 	}
 	live_trail(s, &after->trail, 1);
-	entry_fill(s, e, after);
+	entry_fill(s, e, after, more);
 	if (after->value)
 		large_install(s, e, after, spare);
 	after->value = NULL; /* the index has the reference now */
@@ -529,7 +542,7 @@ state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *s
 	if (st->value && !s->large_slots)
 		goto out_drop;
 	live_trail(s, &st->trail, 1);
-	entry_fill(s, e, st);
+	entry_fill(s, e, st, false);
 	if (st->value) {
 		live_value(s, st->value, 1);
 		large_install(s, e, st, &spare);
