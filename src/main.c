@@ -48,6 +48,7 @@ struct app {
 	char *mountpoint; /* canonical */
 	char *data;       /* canonical */
 	int lock_fd;
+	bool killed_here; /* the last kvfs on this data did not end by itself, and was mounted where we shall be */
 	int ready_fd;     /* to the waiting parent; -1 in the foreground */
 	enum io_backend io;
 	struct disk *disk;
@@ -201,6 +202,8 @@ lock_data(struct app *a)
 	}
 	if (rc)
 		diag_err("%s", err);
+	else
+		a->killed_here = strcmp(holder.what, "mounted") == 0 && strcmp(holder.mountpoint, a->mountpoint) == 0;
 	return rc;
 }
 
@@ -394,6 +397,7 @@ start_session(struct app *a)
 		.spin_us = (unsigned)(a->cfg.spin / NS_PER_USEC),
 		.io = a->io,
 		.foreground_signals = true,
+		.init_flags = SESSION_INIT_DIRECT_IO_ALLOW_MMAP,
 	};
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
 	char *opts = fuse_options(a);
@@ -482,7 +486,7 @@ start(struct app *a)
 	rc = open_data(a);
 	if (rc)
 		return rc;
-	rc = mountpoint_prepare(a->mountpoint, err, sizeof(err));
+	rc = mountpoint_prepare(a->mountpoint, a->killed_here ? 10 * NS_PER_SEC : NS_PER_SEC, err, sizeof(err));
 	if (rc) {
 		diag_err("%s", err);
 		return rc;

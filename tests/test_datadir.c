@@ -168,6 +168,8 @@ test_lock_ends_with_its_process(void **state)
 	assert_int_equal(waitpid(child, &status, 0), child);
 	assert_true(process_is_dying(child));
 	assert_int_equal(datadir_lock(dir, "x", NULL, false, &fd, &h, err, sizeof(err)), 0);
+	assert_string_equal(h.what, "mounted");
+	assert_string_equal(h.mountpoint, "/m");
 	assert_int_equal(close(fd), 0);
 	assert_int_equal(close(ready[0]), 0);
 	assert_int_equal(close(ready[1]), 0);

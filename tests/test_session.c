@@ -3,8 +3,9 @@
  * test_session.c - the FUSE session (mount/session.h) with a tiny file system, on both transports. Skipped where
  * /dev/fuse is missing or may not be mounted; the io_uring part where the kernel's enable_uring is off.
  *
- * Files: "f" keeps what is written (up to 1 MiB); "slow" is opened by a thread of its own after 100 ms; "disk" answers
- * reads from a file on disk through the worker's io; "b<N>" are for the barrier: their OPEN is answered after a barrier.
+ * Files: "f" keeps what is written (up to 1 MiB); "slow" is opened by a thread of its own after 100 ms; "disk"
+ * answers reads from a file on disk through the worker's io; "b<N>" are for the barrier: their OPEN is answered after
+ * a barrier.
  */
 #include "base/diag.h"
 #include "mount/session.h"
@@ -323,6 +324,10 @@ teardown(void **state)
 
 	if (!f->destroyed)
 		session_destroy(f->s);
+	if (fs.disk) {
+		close(fs.disk_fd);
+		disk_destroy(fs.disk);
+	}
 	(void)umount2(f->dir, MNT_DETACH);
 	assert_int_equal(rmdir(f->dir), 0);
 	assert_int_equal(fs.wrong_thread, 0);
@@ -521,10 +526,6 @@ test_replies_may_wait_for_the_disk(void **state)
 	free(data);
 	f = start(state);
 	run_clients(f, read_disk, 20, 100); /* more clients than entries in the narrow case */
-	session_destroy(f->s);
-	f->destroyed = true;
-	close(fs.disk_fd);
-	disk_destroy(fs.disk);
 }
 
 static void *

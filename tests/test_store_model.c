@@ -7,12 +7,17 @@
  * held open across other operations; the clock is injected; compaction, checkpoints, expiry, restarts and crashes come in
  * between. In bursts several operations are under way at once: they take effect in the order of the calls.
  *
+ * The second test runs on a simulated disk and cuts the power at many points, also while it recovers and compacts: what is
+ * left must be the state after some operation, not before the last one known to be durable, not after the last one begun.
+ *
  * KVFS_MODEL_OPS   number of operations (default 1,000,000)
- * KVFS_MODEL_SEED  run this seed only
+ * KVFS_MODEL_CUTS  number of power cuts (default 6,000)
+ * KVFS_MODEL_SEED  begin with this seed
  *
  * Layer: tests.
  */
 #include "storelib.h"
+#include "simdisk.h"
 #include "store/log_store.h"
 #include "base/diag.h"
 #include <errno.h>
@@ -26,6 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #define KEYS 40u
 #define SNAPS 6u
@@ -72,6 +79,17 @@ struct run {
 	uint64_t last_version;
 	char *scratch;
 	unsigned expired;
+	unsigned nkeys;
+	bool small;          /* values are small, nothing expires */
+	struct shot *shot;   /* power cuts: the state after each operation */
+	unsigned nshots;
+	char what[200];
+};
+
+/* The state after an operation, and how many operations of the disk there had been when it ... */
+struct shot {
+	uint64_t fp;
+	uint64_t begun, acked, durable;
 };
 
 static char *pool;
@@ -118,6 +136,8 @@ random_size(struct run *r)
 {
 	uint64_t x = below(r, 1000);
 
+	if (r->small)
+		return x < 800 ? below(r, 300) : x < 980 ? below(r, 5000) : below(r, 50000);
 	if (x < 700)
 		return below(r, 400);
 	if (x < 900)
@@ -431,7 +451,7 @@ check_all(struct run *r)
 static struct mkey *
 any_key(struct run *r)
 {
-	return &r->key[chance(r, 60) ? below(r, 8) : below(r, KEYS)];
+	return &r->key[chance(r, 60) ? below(r, 8) : below(r, r->nkeys)];
 }
 
 static int64_t
@@ -455,7 +475,7 @@ random_commit(struct run *r, const struct mkey *k, struct store_commit *c, bool 
 		c->attr.mtime = random_time(r);
 		c->attr.ctime = random_time(r);
 	}
-	if (chance(r, 15)) {
+	if (!r->small && chance(r, 15)) {
 		c->set |= STORE_SET_EXPIRY;
 		c->attr.expires = chance(r, 30) ? 0 : r->sl.now + (int64_t)below(r, 3000);
 		c->attr.expires += chance(r, 5) ? -500 : 0;
@@ -740,6 +760,55 @@ do_snap(struct run *r)
 		snap_drop(r, s);
 }
 
+/* ---- power cuts: the states that may be seen afterwards ---- */
+
+/* Of all that a key has and that does not depend on the order of the durable and the lost. */
+static uint64_t
+hash_key(const char *name, size_t len, const struct store_attr *a, const char *data, const char *xattrs)
+{
+	uint64_t n[10] = { a->size, (uint64_t)a->mtime, (uint64_t)a->atime, (uint64_t)a->ctime, (uint64_t)a->expires,
+			   a->mode, a->uid, a->gid, a->xattr_size };
+	uint64_t h = XXH3_64bits_withSeed(name, len, XXH3_64bits(n, sizeof(n)));
+
+	h = XXH3_64bits_withSeed(xattrs, a->xattr_size, h);
+	return XXH3_64bits_withSeed(data, a->size, h);
+}
+
+static uint64_t
+model_fp(const struct run *r)
+{
+	uint64_t fp = 0;
+
+	for (unsigned i = 0; i < r->nkeys; i++) {
+		const struct mkey *k = &r->key[i];
+
+		if (k->exists)
+			fp += hash_key(k->name, strlen(k->name), &k->a, k->data, k->xattrs);
+	}
+	return fp;
+}
+
+static void
+shot_take(struct run *r, uint64_t begun)
+{
+	r->shot[r->nshots++] = (struct shot){ .fp = model_fp(r), .begun = begun, .acked = UINT64_MAX,
+					      .durable = UINT64_MAX };
+}
+
+/* Everything so far has been answered; `durable`: and is on stable storage. */
+static void
+shots_acked(struct run *r, bool durable)
+{
+	uint64_t now = simdisk_recorded(r->sl.disk);
+
+	for (unsigned i = 0; i < r->nshots; i++) {
+		if (r->shot[i].acked == UINT64_MAX)
+			r->shot[i].acked = now;
+		if (durable && r->shot[i].durable == UINT64_MAX)
+			r->shot[i].durable = now;
+	}
+}
+
 /* ---- bursts: several operations under way at once ---- */
 
 struct flight {
@@ -838,9 +907,15 @@ do_burst(struct run *r)
 {
 	unsigned n = 2 + (unsigned)below(r, BURST - 1);
 
+	if (n > BURST)
+		n = BURST;
 	snap_drop(r, &r->snap[0]);
 	for (unsigned i = 0; i < n; i++) {
+		uint64_t begun = r->shot ? simdisk_recorded(r->sl.disk) : 0;
+
 		burst_one(r, &flight[i]);
+		if (r->shot)
+			shot_take(r, begun);
 		if (chance(r, 20))
 			(void)io_run(r->sl.io, 0);
 	}
@@ -877,14 +952,14 @@ restart(struct run *r, bool crash)
 	int err;
 
 	drop_all(r);
-	if (crash)
-		log_store_abandon(r->sl.st);
-	else
-		CHECK_EQ(store_close(r->sl.st), 0);
-	r->sl.st = NULL;
 	r->sl.cfg.rebuild = chance(r, 30);
-	err = sl_open(&r->sl);
-	CHECK_EQ(err, 0);
+	if (crash) {
+		sl_crash(&r->sl);
+	} else {
+		CHECK_EQ(sl_close(&r->sl), 0);
+		err = sl_open(&r->sl);
+		CHECK_EQ(err, 0);
+	}
 	check_all(r);
 }
 
@@ -948,7 +1023,7 @@ step(struct run *r)
 }
 
 static void
-run_init(struct run *r, uint64_t seed)
+run_init(struct run *r, uint64_t seed, struct disk *disk)
 {
 	static const uint64_t segment_sizes[] = { 64u << 10, 128u << 10, 256u << 10, 1u << 20 };
 
@@ -957,7 +1032,11 @@ run_init(struct run *r, uint64_t seed)
 	r->rng = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
 	r->scratch = malloc(VALUE_MAX_SIZE * 2);
 	assert_non_null(r->scratch);
-	sl_init(&r->sl, IO_INLINE);
+	if (disk)
+		sl_init_disk(&r->sl, disk);
+	else
+		sl_init(&r->sl, IO_INLINE);
+	r->nkeys = KEYS;
 	r->sl.cfg.mode = (enum store_mode)below(r, 3);
 	r->sl.cfg.segment_size = segment_sizes[below(r, 4)];
 	r->sl.cfg.max_buffers = chance(r, 30) ? 64u << 10 : 0;
@@ -991,7 +1070,7 @@ one_run(uint64_t seed, uint64_t ops)
 	static struct run r;
 
 	running = &r;
-	run_init(&r, seed);
+	run_init(&r, seed, NULL);
 	CHECK_EQ(sl_open(&r.sl), 0);
 	while (r.ops < ops)
 		step(&r);
@@ -1002,6 +1081,217 @@ one_run(uint64_t seed, uint64_t ops)
 	return ops;
 }
 
+/* ---- power cuts ---- */
+
+struct fp_arg {
+	struct sl *sl;
+	char name[KEYS * 2][STORE_KEY_MAX + 1];
+	struct store_attr attr[KEYS * 2];
+	unsigned n;
+};
+
+static int
+fp_entry(void *arg, const struct store_entry *e)
+{
+	struct fp_arg *fa = arg;
+
+	CHECK(fa->n < KEYS * 2);
+	memcpy(fa->name[fa->n], e->key.data, e->key.len);
+	fa->name[fa->n][e->key.len] = '\0';
+	fa->attr[fa->n++] = e->attr;
+	return 0;
+}
+
+/* What a store holds, as model_fp. */
+static uint64_t
+store_fp(struct sl *sl)
+{
+	static struct fp_arg fa;
+	struct sl_wait w;
+	uint64_t fp = 0;
+
+	fa.sl = sl;
+	fa.n = 0;
+	CHECK_EQ(sl_wait(sl, &w, store_list(sl->st, 0, NULL, fp_entry, &fa, sl_req(sl, &w))), 0);
+	for (unsigned i = 0; i < fa.n; i++) {
+		char xattrs[STORE_XATTR_MAX], *data;
+		size_t size;
+		uint32_t n;
+
+		CHECK_EQ(sl_get(sl, fa.name[i], &data, &size), 0);
+		CHECK_EQ(size, fa.attr[i].size);
+		CHECK_EQ(sl_xattrs(sl, fa.name[i], xattrs, sizeof(xattrs), &n), 0);
+		CHECK_EQ(n, fa.attr[i].xattr_size);
+		fp += hash_key(fa.name[i], strlen(fa.name[i]), &fa.attr[i], data, xattrs);
+		free(data);
+	}
+	return fp;
+}
+
+/* Open what a crash left; Return: which of the states [from, to] it is. Changes are recorded in img's disk. */
+static unsigned
+cut_open(struct run *r, struct sl *img, struct disk *disk, unsigned from, unsigned to)
+{
+	uint64_t fp;
+
+	sl_init_disk(img, disk);
+	img->cfg.mode = r->sl.cfg.mode;
+	img->cfg.segment_size = r->sl.cfg.segment_size;
+	img->cfg.rebuild = chance(r, 10);
+	img->now = r->sl.now;
+	CHECK_EQ(sl_open(img), 0);
+	CHECK_EQ(live_check(to_ls(img->st)), 0);
+	fp = store_fp(img);
+	for (unsigned i = to + 1; i-- > from;)
+		if (r->shot[i].fp == fp)
+			return i;
+	for (unsigned i = 0; i < r->nshots; i++)
+		if (r->shot[i].fp == fp)
+			fprintf(stderr, "model: state %u, allowed are %u to %u of %u\n", i, from, to, r->nshots);
+	fprintf(stderr, "model: %s%s\n", r->what, img->cfg.rebuild ? ", rebuilding" : "");
+	fail_run("after a power cut: not a state that may be seen", __LINE__);
+	return 0;
+}
+
+/* One power cut, perhaps a second one while recovering or working on. */
+static void
+cut_once(struct run *r)
+{
+	enum sim_crash kind = (enum sim_crash)below(r, SIM_NCRASH);
+	uint64_t total = simdisk_recorded(r->sl.disk), point = below(r, total + 1), len = 0, cut = UINT64_MAX, sure;
+	unsigned from = 0, to = 0, state, again;
+	struct disk *disk;
+	struct sl img;
+
+	if (point && simdisk_recorded_op(r->sl.disk, point - 1, &len) == SIM_WRITE && len && chance(r, 50))
+		cut = below(r, len);
+	sure = cut == UINT64_MAX ? point : point - 1;
+	for (unsigned i = 0; i < r->nshots; i++) {
+		if ((kind == SIM_EXACT ? r->shot[i].acked : r->shot[i].durable) <= sure)
+			from = i;
+		if (r->shot[i].begun < point || !i)
+			to = i;
+	}
+	if (to < from) /* what needed no disk */
+		to = from;
+	disk = simdisk_crash(r->sl.disk, point, cut, kind, rnd(r));
+	snprintf(r->what, sizeof(r->what), "mode %d, crash of kind %d after %" PRIu64 " of %" PRIu64 " disk operations, cut %"
+		 PRId64 ", states %u to %u", r->sl.cfg.mode, kind, point, total, (int64_t)cut, from, to);
+	state = cut_open(r, &img, disk, from, to);
+	if (chance(r, 30)) {
+		CHECK_EQ(sl_background(&img, LOG_TASK_COMPACT | (chance(r, 50) ? LOG_TASK_CHECKPOINT : 0)), 0);
+		CHECK_EQ(sl_put(&img, r->key[0].name, "x", 1), 0);
+		CHECK_EQ(sl_remove(&img, r->key[0].name), 0);
+	}
+	if (chance(r, 40)) {
+		struct sl second;
+		bool changed = simdisk_count(disk, SIM_ANY) && store_fp(&img) != r->shot[state].fp;
+		uint64_t p = below(r, simdisk_recorded(disk) + 1);
+
+		if (!changed) {
+			again = cut_open(r, &second, simdisk_crash(disk, p, UINT64_MAX, (enum sim_crash)below(r, SIM_NCRASH),
+								   rnd(r)), from, to);
+			CHECK(r->shot[again].fp == r->shot[state].fp || kind == SIM_EXACT);
+			log_store_abandon(second.st);
+			second.st = NULL;
+			sl_destroy(&second);
+		}
+	}
+	log_store_abandon(img.st);
+	img.st = NULL;
+	sl_destroy(&img);
+}
+
+static void
+cut_step(struct run *r)
+{
+	uint64_t begun = simdisk_recorded(r->sl.disk), x = below(r, 100);
+	bool sync = r->sl.cfg.mode == STORE_ALWAYS;
+
+	r->sl.now += (int64_t)below(r, 20);
+	if (x < 35) {
+		do_put(r);
+	} else if (x < 45) {
+		do_meta(r);
+	} else if (x < 55) {
+		do_remove(r);
+	} else if (x < 63) {
+		do_rename(r);
+	} else if (x < 73) {
+		do_edit(r);
+	} else if (x < 83) {
+		do_draft(r);
+	} else if (x < 88) {
+		do_burst(r);
+		shots_acked(r, sync);
+		return;
+	} else if (x < 93) {
+		CHECK_EQ(sl_background(&r->sl, LOG_TASK_COMPACT), 0);
+	} else if (x < 95) {
+		CHECK_EQ(sl_background(&r->sl, LOG_TASK_CHECKPOINT), 0);
+		sync = true;
+	} else {
+		CHECK_EQ(sl_sync(&r->sl), 0);
+		sync = true;
+	}
+	shot_take(r, begun);
+	shots_acked(r, sync);
+}
+
+#define CUT_STEPS 120u
+
+static unsigned
+cut_run(uint64_t seed, unsigned cuts)
+{
+	static struct run r;
+
+	running = &r;
+	run_init(&r, seed, simdisk_new());
+	r.small = true;
+	r.nkeys = 14;
+	r.sl.cfg.segment_size = 64u << 10;
+	r.shot = calloc(CUT_STEPS * (BURST + 1) + 1, sizeof(*r.shot));
+	assert_non_null(r.shot);
+	r.nshots = 1; /* nothing there yet */
+	CHECK_EQ(sl_open(&r.sl), 0);
+	shots_acked(&r, true);
+	r.shot[0].durable = r.shot[0].acked = 0;
+	for (unsigned i = 0; i < CUT_STEPS; i++, r.ops++)
+		cut_step(&r);
+	for (unsigned i = 0; i < cuts; i++, r.ops++)
+		cut_once(&r);
+	free(r.shot);
+	run_free(&r);
+	return cuts;
+}
+
+static void on_message(void *arg, enum diag_level level, const char *line);
+
+static void
+power_cuts_leave_a_state_that_was(void **state)
+{
+	const char *env = getenv("KVFS_MODEL_CUTS"), *one = getenv("KVFS_MODEL_SEED");
+	uint64_t cuts = env ? strtoull(env, NULL, 10) : 6000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
+
+	(void)state;
+	diag_set_level(DIAG_ERR);
+	diag_set_sink(on_message, NULL);
+	while (done < cuts)
+		done += cut_run(seed++, cuts - done < 100 ? (unsigned)(cuts - done) : 100);
+	printf("model: %" PRIu64 " power cuts, seeds up to %" PRIu64 "\n", done, seed - 1);
+	diag_set_sink(NULL, NULL);
+}
+
+/* Nothing here is damaged: whatever the engine complains about is a mistake. */
+static void
+on_message(void *arg, enum diag_level level, const char *line)
+{
+	(void)arg;
+	fprintf(stderr, "%s\n", line);
+	if (level == DIAG_ERR)
+		fail_run("the engine complains", __LINE__);
+}
+
 static void
 random_operations_agree_with_the_model(void **state)
 {
@@ -1009,18 +1299,33 @@ random_operations_agree_with_the_model(void **state)
 	uint64_t ops = env ? strtoull(env, NULL, 10) : 1000000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
 
 	(void)state;
-	diag_set_level(DIAG_ERR);
-	pool = malloc(POOL);
-	assert_non_null(pool);
-	for (size_t i = 0; i < POOL; i++)
-		pool[i] = (char)(i * 2654435761u >> 15 ^ i >> 3);
+	diag_set_level(DIAG_WARN);
+	diag_set_sink(on_message, NULL);
 	while (done < ops) {
 		uint64_t n = ops - done < RUN_OPS ? ops - done : RUN_OPS;
 
 		done += one_run(seed++, n);
 	}
 	printf("model: %" PRIu64 " operations, seeds up to %" PRIu64 "\n", done, seed - 1);
+	diag_set_sink(NULL, NULL);
+}
+
+static int
+make_pool(void **state)
+{
+	(void)state;
+	pool = malloc(POOL);
+	for (size_t i = 0; pool && i < POOL; i++)
+		pool[i] = (char)(i * 2654435761u >> 15 ^ i >> 3);
+	return !pool;
+}
+
+static int
+free_pool(void **state)
+{
+	(void)state;
 	free(pool);
+	return 0;
 }
 
 int
@@ -1028,7 +1333,8 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_operations_agree_with_the_model),
+		cmocka_unit_test(power_cuts_leave_a_state_that_was),
 	};
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, make_pool, free_pool);
 }

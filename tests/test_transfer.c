@@ -149,7 +149,7 @@ dump(struct fix *f, struct transfer_stats *st)
 {
 	int fd = temp_file();
 
-	assert_int_equal(transfer_dump(f->s, f->io, fd, false, st), 0);
+	assert_int_equal(transfer_dump(f->s, f->io, fd, st), 0);
 	assert_int_equal(lseek(fd, 0, SEEK_SET), 0);
 	return fd;
 }
@@ -399,7 +399,7 @@ test_a_full_disk_stops_the_dump(void **state)
 	if (fd < 0)
 		skip();
 	put_simple(&a, "one", 3, "1", 1);
-	assert_int_equal(transfer_dump(a.s, a.io, fd, false, &st), -ENOSPC);
+	assert_int_equal(transfer_dump(a.s, a.io, fd, &st), -ENOSPC);
 	close(fd);
 	fix_close(&a);
 }

@@ -217,6 +217,7 @@ datadir_lock(const char *path, const char *what, const char *mountpoint, bool re
 	int rc, fd;
 
 	*out = -1;
+	memset(holder, 0, sizeof(*holder));
 	fd = open_lock_file(path, readonly);
 	if (fd == -ENOENT && readonly)
 		return 0;
@@ -230,6 +231,7 @@ datadir_lock(const char *path, const char *what, const char *mountpoint, bool re
 		return -EINVAL;
 	}
 	if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+		read_holder(fd, holder);
 		datadir_lock_update(fd, what, mountpoint);
 		*out = fd;
 		return 0;

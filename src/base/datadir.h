@@ -51,7 +51,7 @@ bool datadir_overlaps(const char *a, const char *b);
  * @what: what we are doing, as kept in the file
  * @mountpoint: absolute, or NULL
  * @readonly: a missing lock file on a read-only file system is no error (*fd is then -1: nobody can write there)
- * @holder: filled when the result is -EBUSY
+ * @holder: who holds it (-EBUSY), or who held it last (0): without "stopping" as its last word, that one did not end well
  * Return: 0, -EBUSY: held by another process, or -errno; err gets one line for people in both cases.
  */
 int datadir_lock(const char *path, const char *what, const char *mountpoint, bool readonly, int *fd,

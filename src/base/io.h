@@ -5,7 +5,7 @@
  *
  * Backends: IO_URING (one ring, this thread is its only submitter), IO_POOL (plain preadv/pwritev in a few helper
  * threads, where io_uring is forbidden), IO_INLINE (executed at submission, completed at the next io_run: for tests,
- * deterministic, and the only one that works on a disk whose descriptors are not real).
+ * deterministic). On a disk whose descriptors are not real, every backend does as IO_INLINE does.
  *
  * Threads: a `struct io` is owned by the thread that calls io_run(); only io_post() may be called from others.
  * Completions run inside io_run(), on the owner, with no lock held. Layer: base.
@@ -21,7 +21,7 @@ struct io;
 enum io_backend { IO_AUTO, IO_URING, IO_POOL, IO_INLINE };
 
 struct io_config {
-	enum io_backend backend; /* IO_AUTO: uring, else pool (inline when the disk has no real descriptors) */
+	enum io_backend backend; /* IO_AUTO: uring, else pool */
 	unsigned entries;        /* submission queue size; 0: 256 */
 	bool sqe128;             /* 128-byte SQEs, for FUSE-over-io_uring */
 };
@@ -63,8 +63,8 @@ enum io_backend io_backend(const struct io *io);
 int io_fallback_reason(const struct io *io);
 
 /**
- * The ring itself (IO_URING only, else NULL), for the FUSE-over-io_uring transport. user_data is a struct io_req * that
- * is zero but for `done`, which is called with the completion's result; such requests count nowhere.
+ * The ring itself (IO_URING only, else NULL), for the FUSE-over-io_uring transport. user_data is a struct io_req *
+ * that is zero but for `done`, which is called with the completion's result; such requests count nowhere.
  */
 struct io_uring *io_ring(struct io *io);
 
@@ -88,13 +88,12 @@ void io_poll(struct io *io, struct io_req *req, int fd, unsigned events);
 /** Ask for an io_poll to be given up; its `done` then gets -ECANCELED (or its result, if it was faster). */
 void io_poll_cancel(struct io *io, struct io_req *req);
 
-/** Run msg->fn on the owner's thread, soon; wakes it. Callable from any thread. Messages keep their order per sender. */
+/** Run msg->fn on the owner's thread, soon; wakes it. From any thread. Messages keep their order per sender. */
 void io_post(struct io *io, struct io_msg *msg);
 
 /**
- * Submit what is queued, run messages and completions.
- * What these start in turn goes out with the next io_run: call it again until it returns 0 before doing something long.
- * The first call binds a ring to the calling thread.
+ * Submit what is queued, run messages and completions. What these start in turn goes out with the next io_run: call
+ * it again until it returns 0 before doing something long. The first call binds a ring to the calling thread.
  * @timeout_ns: how long to wait when there is nothing yet: 0 = only look, < 0 = without bound
  * Return: number of completions and messages run (0: timeout, signal or a wake-up that came too late), or -errno.
  */

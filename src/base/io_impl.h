@@ -5,8 +5,8 @@
  * io.c keeps the messages, the two lists of finished requests and the order of things in io_run(); a backend starts
  * requests and waits. Each backend's struct begins with a struct io.
  *
- * Threads: everything is owned by the io's owner, except what is marked "protected by lock". The lock is a leaf: nothing
- * is called while it is held but write(2) on the wake-up descriptor.
+ * Threads: everything is owned by the io's owner, except what is marked "protected by lock". The lock is a leaf:
+ * nothing is called while it is held but write(2) on the wake-up descriptor.
  */
 #ifndef KVFS_BASE_IO_IMPL_H
 #define KVFS_BASE_IO_IMPL_H

@@ -169,18 +169,26 @@ check_stores(struct check *c)
 	return rc;
 }
 
+static const char *
+plural(uint64_t n)
+{
+	return n == 1 ? "" : "s";
+}
+
 static int
 say_result(const struct check *c, const char *path, unsigned engine_problems)
 {
 	struct store_stats st;
-	uint64_t all = c->problems + engine_problems;
+	uint64_t all = c->problems + engine_problems, damaged;
 
 	store_get_stats(c->log, &st);
-	printf("%s: %llu keys, %s of values, %llu records in %llu segments: ", path, (unsigned long long)c->keys,
-	       ctl_show_bytes(c->bytes), (unsigned long long)st.recovered_records, (unsigned long long)st.segments);
+	damaged = c->bad_values > st.damaged_keys ? c->bad_values : st.damaged_keys;
+	printf("%s: %llu key%s, %s of values, %llu record%s in %llu segment%s: ", path, (unsigned long long)c->keys,
+	       plural(c->keys), ctl_show_bytes(c->bytes), (unsigned long long)st.recovered_records,
+	       plural(st.recovered_records), (unsigned long long)st.segments, plural(st.segments));
 	if (all)
-		printf("%llu problems, %llu keys are damaged\n", (unsigned long long)all,
-		       (unsigned long long)(c->bad_values > st.damaged_keys ? c->bad_values : st.damaged_keys));
+		printf("%llu problem%s, %llu key%s damaged\n", (unsigned long long)all, plural(all),
+		       (unsigned long long)damaged, damaged == 1 ? " is" : "s are");
 	else
 		printf("no problem found\n");
 	if (fflush(stdout) != 0) {

@@ -16,6 +16,10 @@
 
 static bool quiet;
 
+static const struct option options[] = {
+	{ "quiet", no_argument, NULL, 'q' }, { "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 }
+};
+
 static void
 say_result(const char *what, const struct transfer_stats *st, int64_t began)
 {
@@ -34,11 +38,14 @@ say_result(const char *what, const struct transfer_stats *st, int64_t began)
 
 /* ---- dump ---- */
 
-/* complete: the archive is whole, even if damaged keys are not in it. */
+/*
+ * The store is built from the log, every checksum verified: a backup must not hold what nobody wrote. Damaged keys are
+ * known before anything is written of them. *complete: the archive is whole, even if damaged keys are not in it.
+ */
 static int
-dump_to(struct data *d, int fd, bool salvage, bool *complete)
+dump_to(struct data *d, int fd, bool *complete)
 {
-	struct data_open how = { .readonly = true, .frozen = clock_realtime_ns() };
+	struct data_open how = { .readonly = true, .rebuild = true, .frozen = clock_realtime_ns() };
 	int64_t began = clock_monotonic_ns();
 	struct transfer_stats st;
 	struct store *s;
@@ -49,7 +56,7 @@ dump_to(struct data *d, int fd, bool salvage, bool *complete)
 		return CTL_FAILED;
 	rc = data_store_open(d, &how, &s);
 	if (rc == CTL_OK) {
-		*complete = transfer_dump(s, io, fd, salvage, &st) == 0;
+		*complete = transfer_dump(s, io, fd, &st) == 0;
 		rc = *complete && !st.skipped ? CTL_OK : CTL_FAILED;
 		if (*complete)
 			say_result("dumped", &st, began);
@@ -62,7 +69,7 @@ dump_to(struct data *d, int fd, bool salvage, bool *complete)
 
 /* A new file is written beside its name and moved there when it is whole. */
 static int
-dump_to_file(struct data *d, const char *file, bool salvage)
+dump_to_file(struct data *d, const char *file)
 {
 	char tmp[PATH_MAX];
 	bool complete = false;
@@ -82,7 +89,7 @@ dump_to_file(struct data *d, const char *file, bool salvage)
 		ctl_err("cannot write %s: %s", file, strerror(errno));
 		return CTL_FAILED;
 	}
-	rc = dump_to(d, fd, salvage, &complete);
+	rc = dump_to(d, fd, &complete);
 	if (tmp[0] && fsync(fd) != 0) {
 		ctl_err("cannot write %s: %s", file, strerror(errno));
 		rc = CTL_FAILED;
@@ -106,22 +113,15 @@ dump_to_file(struct data *d, const char *file, bool salvage)
 static int
 run_dump(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "salvage", no_argument, NULL, 's' }, { "quiet", no_argument, NULL, 'q' },
-		{ "help", no_argument, NULL, 'h' },    { NULL, 0, NULL, 0 },
-	};
-	bool salvage = false, complete;
+	bool complete;
 	const char *file;
 	struct data d;
 	int c, rc;
 
-	while ((c = ctl_getopt(&ctl_dump, argc, argv, ":qh", longs, &rc)) != -1) {
+	while ((c = ctl_getopt(&ctl_dump, argc, argv, ":qh", options, &rc)) != -1) {
 		if (c == -2)
 			return rc;
-		if (c == 's')
-			salvage = true;
-		else
-			quiet = true;
+		quiet = true;
 	}
 	if (argc - optind != 1 && argc - optind != 2)
 		return ctl_usage(&ctl_dump, "wants DATA and perhaps a FILE");
@@ -134,22 +134,21 @@ run_dump(int argc, char **argv)
 	if (rc != CTL_OK)
 		return rc;
 	if (!file || strcmp(file, "-") == 0)
-		rc = dump_to(&d, STDOUT_FILENO, salvage, &complete);
+		rc = dump_to(&d, STDOUT_FILENO, &complete);
 	else
-		rc = dump_to_file(&d, file, salvage);
+		rc = dump_to_file(&d, file);
 	data_unlock(&d);
 	return rc;
 }
 
 const struct ctl_command ctl_dump = {
 	.name = "dump",
-	.args = "[--salvage] [-q] DATA [FILE]",
+	.args = "[-q] DATA [FILE]",
 	.summary = "write all keys as an archive that tar(1) reads",
-	.help = "  --salvage    read large values twice, so that damaged ones can be left out\n"
-		"  -q, --quiet  no progress bar, no line at the end\n"
+	.help = "  -q, --quiet  no progress bar, no line at the end\n"
 		"The archive goes to FILE or standard output: a pax archive, one member per key, with mode, owner, times,\n"
 		"TTL (user.kvfs.expires), version (user.kvfs.version) and xattrs. tar --xattrs -x unpacks it.\n"
-		"Keys whose value is damaged are named and left out; the exit status is then 1.\n",
+		"Every checksum is verified first. Damaged keys are named and left out; the exit status is then 1.\n",
 	.run = run_dump,
 };
 
@@ -192,13 +191,10 @@ load_from(struct data *d, int fd)
 static int
 run_load(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "quiet", no_argument, NULL, 'q' }, { "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 }
-	};
 	struct data d;
 	int c, rc, fd;
 
-	while ((c = ctl_getopt(&ctl_load, argc, argv, ":qh", longs, &rc)) != -1) {
+	while ((c = ctl_getopt(&ctl_load, argc, argv, ":qh", options, &rc)) != -1) {
 		if (c == -2)
 			return rc;
 		quiet = true;

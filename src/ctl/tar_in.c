@@ -3,7 +3,7 @@
  * tar_in.c - reading the archive of a dump, or any pax or gnu archive; the format is described in tar.h.
  *
  * Nothing in the stream is trusted: every length is checked before it is used, what a member allocates is bounded by
- * PAX_MAX. The hash covers what has been consumed, so at a global header it covers everything before it.
+ * PAX_MAX.
  * Layer: ctl.
  */
 #include "ctl/tar.h"
@@ -26,7 +26,7 @@ struct tar_in {
 	uint64_t bytes, keys, version;
 	uint64_t left, pad;  /* of the present member: content and padding to come */
 	XXH3_state_t *hash;
-	uint64_t hash_here;  /* of everything before the header that was read last */
+	uint64_t hash_here;  /* of everything before the end's block */
 	char *buf;           /* IN_SIZE */
 	size_t at, have;
 	bool dump, whole;
@@ -288,8 +288,7 @@ pax_member_record(struct over *o, char *key, size_t key_size, const char *val, s
 static int
 global_comment(struct tar_in *t, const char *val, size_t len)
 {
-	char text[96], want[96];
-	uint64_t version = 0;
+	char text[96];
 
 	if (len >= sizeof(text) || len < 5 || memcmp(val, "kvfs ", 5) != 0)
 		return 0;
@@ -301,16 +300,6 @@ global_comment(struct tar_in *t, const char *val, size_t len)
 	}
 	if (strncmp(text, "kvfs dump ", 10) == 0)
 		return bad(t, "it is a dump of format %.20s; this kvfsctl reads format 1", text + 10);
-	if (strncmp(text, "kvfs end version=", 17) != 0)
-		return 0;
-	if (units_parse_u64(text + 17, strcspn(text + 17, " "), &version) != 0)
-		version = 0;
-	snprintf(want, sizeof(want), "kvfs end version=%llu keys=%llu xxh3=%016llx", (unsigned long long)version,
-		 (unsigned long long)t->keys, (unsigned long long)t->hash_here);
-	if (strcmp(text, want) != 0)
-		return bad(t, "its checksum is wrong: it was changed after it was written");
-	t->version = version;
-	t->whole = true;
 	return 0;
 }
 
@@ -399,13 +388,42 @@ all_zero(const char *b)
 	return true;
 }
 
+/*
+ * The first zero block has been read: the second follows, and in a dump the block that vouches for it all. It is looked
+ * for in every archive: what says that this is a dump may be what was damaged.
+ */
+static int
+take_end(struct tar_in *t)
+{
+	char b[TAR_BLOCK + 1] = { 0 }, want[96];
+	uint64_t version = 0;
+	ssize_t n = take_some(t, b, TAR_BLOCK, true);
+
+	if (n == TAR_BLOCK) {
+		t->hash_here = XXH3_64bits_digest(t->hash);
+		n = take_some(t, b, TAR_BLOCK, false);
+	}
+	if (n < 0)
+		return (int)n;
+	if (n < (ssize_t)TAR_BLOCK || strncmp(b, "kvfs end version=", 17) != 0)
+		return !t->dump ? 0 : bad(t, "the stream was cut: the dump's own end is missing");
+	if (units_parse_u64(b + 17, strcspn(b + 17, " "), &version) != 0)
+		version = 0;
+	snprintf(want, sizeof(want), "kvfs end version=%llu keys=%llu xxh3=%016llx\n", (unsigned long long)version,
+		 (unsigned long long)t->keys, (unsigned long long)t->hash_here);
+	if (strcmp(b, want) != 0)
+		return bad(t, "its checksum is wrong: it was changed after it was written");
+	t->version = version;
+	t->whole = true;
+	return 0;
+}
+
 /* The next header block that says something. 1, 0: end of the archive, or -errno. */
 static int
 next_header(struct tar_in *t, char b[TAR_BLOCK])
 {
 	ssize_t n;
 
-	t->hash_here = XXH3_64bits_digest(t->hash);
 	n = take_some(t, b, TAR_BLOCK, true);
 	if (n < 0)
 		return (int)n;
@@ -413,8 +431,9 @@ next_header(struct tar_in *t, char b[TAR_BLOCK])
 		return bad(t, "the stream ends without the mark of its end, after %llu bytes",
 			   (unsigned long long)t->bytes);
 	if (all_zero(b)) {
-		if (t->dump && !t->whole)
-			return bad(t, "the stream was cut: the dump's own end is missing");
+		n = take_end(t);
+		if (n)
+			return (int)n;
 		while ((n = take_some(t, NULL, IN_SIZE, false)) > 0)
 			; /* the writer of a pipe must be able to finish */
 		return n < 0 ? (int)n : 0;

@@ -282,16 +282,14 @@ int
 tar_write_end(struct tar_out *t, uint64_t version)
 {
 	static const char zeros[2 * TAR_BLOCK];
-	char text[96];
+	char b[TAR_BLOCK] = { 0 };
 
 	assert(t->left == 0);
-	flush_out(t);
-	snprintf(text, sizeof(text), "kvfs end version=%llu keys=%llu xxh3=%016llx", (unsigned long long)version,
-		 (unsigned long long)t->keys, (unsigned long long)XXH3_64bits_digest(t->hash));
-	t->pax_size = 0;
-	pax_add_text(t, "comment", text);
-	put_pax(t, 'g', "pax_global_header", 17);
 	put_bytes(t, zeros, sizeof(zeros));
+	flush_out(t);
+	snprintf(b, sizeof(b), "kvfs end version=%llu keys=%llu xxh3=%016llx\n", (unsigned long long)version,
+		 (unsigned long long)t->keys, (unsigned long long)XXH3_64bits_digest(t->hash));
+	put_bytes(t, b, sizeof(b));
 	put_padding(t, (uint64_t)RECORD_BLOCKS * TAR_BLOCK);
 	flush_out(t);
 	return t->err;

@@ -20,10 +20,9 @@ struct transfer_stats {
 
 /**
  * Write every key to `fd`.
- * @salvage: read each value through before its member is begun, so that damaged ones can be left out
  * Return: 0 (also when keys were skipped: look at stats), or -errno with a message.
  */
-int transfer_dump(struct store *s, struct io *io, int fd, bool salvage, struct transfer_stats *stats);
+int transfer_dump(struct store *s, struct io *io, int fd, struct transfer_stats *stats);
 
 /**
  * Read keys from `fd` and put them into the store; what is there under the same names is replaced. Durable on return.

@@ -40,7 +40,6 @@ struct dump {
 	struct io *io;
 	struct tar_out *tar;
 	struct transfer_stats *stats;
-	bool salvage;
 	struct slot *slots;
 	struct data_page *page;
 	char *piece;
@@ -120,17 +119,6 @@ read_piece(struct dump *d, struct slot *sl, uint64_t off)
 	return rc ? rc : got == len ? 0 : -EIO;
 }
 
-/* Is all of the value readable? */
-static int
-read_through(struct dump *d, struct slot *sl)
-{
-	int rc = 0;
-
-	for (uint64_t off = SLOT_SIZE; off < sl->attr.size && !rc; off += PIECE_SIZE)
-		rc = read_piece(d, sl, off);
-	return rc;
-}
-
 static void
 fill_entry(const struct slot *sl, struct tar_entry *e)
 {
@@ -176,9 +164,9 @@ write_rest(struct dump *d, struct slot *sl)
 		int rc = read_piece(d, sl, off);
 
 		if (rc) {
-			ctl_err("the value of %s is damaged beyond byte %llu, and its first part is written: the dump ends "
-				"here and is incomplete; --salvage leaves such keys out",
-				ctl_show_key(sl->key.data, sl->key.len), (unsigned long long)off);
+			ctl_err("cannot read %s beyond byte %llu (%s); its first part is written already: the dump ends here "
+				"and is incomplete", ctl_show_key(sl->key.data, sl->key.len), (unsigned long long)off,
+				strerror(-rc));
 			return rc;
 		}
 		rc = tar_write_data(d->tar, d->piece, size - off < PIECE_SIZE ? (size_t)(size - off) : PIECE_SIZE);
@@ -218,8 +206,6 @@ finish_slot(struct dump *d, struct slot *sl)
 	rc = sl->err;
 	if (!rc && sl->got != (sl->attr.size < SLOT_SIZE ? sl->attr.size : SLOT_SIZE))
 		rc = -EIO;
-	if (!rc && d->salvage)
-		rc = read_through(d, sl);
 	if (rc == -EIO) {
 		ctl_err("the value of %s is damaged; it is left out", ctl_show_key(sl->key.data, sl->key.len));
 		d->stats->skipped++;
@@ -289,9 +275,9 @@ dump_all(struct dump *d)
 }
 
 int
-transfer_dump(struct store *s, struct io *io, int fd, bool salvage, struct transfer_stats *stats)
+transfer_dump(struct store *s, struct io *io, int fd, struct transfer_stats *stats)
 {
-	struct dump d = { .s = s, .io = io, .stats = stats, .salvage = salvage };
+	struct dump d = { .s = s, .io = io, .stats = stats };
 	struct store_stats st;
 	int rc = -ENOMEM;
 

@@ -4,6 +4,7 @@
  */
 #include "mount/mountpoint.h"
 
+#include "base/clock.h"
 #include "base/diag.h"
 #include <dirent.h>
 #include <errno.h>
@@ -15,6 +16,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MAX_DEAD_MOUNTS 64 /* stacked on one directory: more is a mistake somewhere */
@@ -167,7 +169,7 @@ replace_dead(const char *path, struct stat *st, char *err, size_t cap)
 	int rc = 0, n;
 
 	for (n = 0; n < MAX_DEAD_MOUNTS && stat(path, st) < 0; n++) {
-		if (errno != ENOTCONN)
+		if (errno != ENOTCONN && errno != ECONNABORTED)
 			break;
 		rc = mounted_type(path, type, sizeof(type));
 		if (rc == 0 && strcmp(type, MOUNTPOINT_TYPE) != 0) {
@@ -205,14 +207,22 @@ warn_if_hiding(const char *path)
 }
 
 int
-mountpoint_prepare(const char *path, char *err, size_t cap)
+mountpoint_prepare(const char *path, int64_t patience_ns, char *err, size_t cap)
 {
+	struct timespec pause = {.tv_nsec = 20 * NS_PER_MSEC};
+	int64_t began = clock_monotonic_ns();
 	struct stat st;
 	int rc;
 
-	rc = replace_dead(path, &st, err, cap);
-	if (rc)
-		return rc;
+	for (;;) {
+		rc = replace_dead(path, &st, err, cap);
+		if (rc)
+			return rc;
+		if (!mountpoint_has_kvfs(path) || clock_monotonic_ns() - began >= patience_ns)
+			break;
+		/* An interrupted pause is only a shorter one. */
+		(void)nanosleep(&pause, NULL);
+	}
 	if (stat(path, &st) < 0) {
 		rc = -errno;
 		snprintf(err, cap, "mount point %s: %s", path, strerror(-rc));

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define MOUNTPOINT_TYPE "fuse.kvfs"
 
@@ -23,8 +24,10 @@ bool mountpoint_has_kvfs(const char *path);
 /**
  * Make sure that one can mount on `path`: a directory, no live kvfs on it. Dead ones ("Transport endpoint is not
  * connected") are unmounted, with a message; contents that the mount will hide are worth a warning.
+ * @patience_ns: how long a kvfs there may take to turn out dead: the kernel takes the connection down some time after its
+ *               daemon was killed
  * Return: 0, or -errno with one line for people in err.
  */
-int mountpoint_prepare(const char *path, char *err, size_t cap);
+int mountpoint_prepare(const char *path, int64_t patience_ns, char *err, size_t cap);
 
 #endif

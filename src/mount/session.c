@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * session.c - the life of a FUSE session, the replies of libfuse on their way to a transport, and the order barrier.
- *
- * libfuse parses and dispatches; it never waits and never reads. Everything that it writes comes to reply_writev():
- * the answer to INIT, which is amended with the flags that this libfuse cannot ask for; replies, which go back the way
- * the request came (an entry of the worker's ring, or /dev/fuse); notifications, from threads that are no workers.
+ * session.c - the life of a FUSE session and of its workers.
  *
  * Start: worker 0 alone handles INIT; then all workers serve. End: session_destroy() unmounts while the workers still
- * serve (an unmount may cause requests). Then they finish what has been taken, keep answering each other's barriers until
- * none has anything left, and end.
+ * serve (an unmount may cause requests). Then they finish what has been taken, keep answering each other's barriers
+ * until none has anything left, and end.
  *
- * The barrier. Over /dev/fuse the kernel hands requests out in the order in which they were queued, so everything
- * queued before the request at hand has left the queue, and is either handled or in the hands of a worker that is
- * between its read and its handler. `taking` says so: set before each read and cleared after the handler. A worker seen
- * at TAKING_NONE after our own read has nothing older than our request. The others are asked by a message, which they see
- * only between requests. Over io_uring each CPU has a queue of its own: a worker answers after an io_run() that began
- * after the question and while each of its queues has an entry free in the kernel, since then nothing older is queued.
+ * The hooks under libfuse are in session_fuse.c, the order barrier is in barrier.c.
  *
  * Threads: session_create, _start, _wait and _destroy are for one thread; the rest as said in session.h.
  * Layer: mount, below the file system. Knows nothing of keys or the store.
@@ -26,23 +17,20 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-#define INIT_OVER_IO_URING (1ULL << 41) /* FUSE_OVER_IO_URING in linux/fuse.h since 6.14 */
-
 enum {
 	DEFAULT_MAX_BACKGROUND = 4096,
-	BARRIER_PATIENCE_NS = 1000000000,
-	DRAIN_LIMIT_S = 10,
 	DRAIN_STEP_NS = 2000000,
 };
+
+#define DRAIN_LIMIT_NS 10000000000ULL
+#define DRAIN_BUSY_NS 8000000000ULL /* so long before the limit we stop waiting for a moment without requests */
 
 static _Thread_local struct worker *current_worker;
 
@@ -83,12 +71,6 @@ unsigned
 session_workers(const struct session *s)
 {
 	return s->nworkers;
-}
-
-static bool
-uring_in_use(const struct session *s)
-{
-	return s->use_uring && !atomic_load(&s->uring_failed);
 }
 
 enum transport
@@ -206,255 +188,6 @@ session_wait(struct session *s)
 	return s->signals_installed ? (int)signal_seen : 0;
 }
 
-/* Requests and replies. */
-
-void
-worker_handle(struct worker *w, void *mem, size_t size)
-{
-	const struct fuse_in_header *in = mem;
-	const struct fuse_buf buf = { .size = size, .mem = mem };
-
-	counter_inc(&w->requests[in->opcode < 64 ? in->opcode : 0]);
-	w->handling = in;
-	fuse_session_process_buf(w->s->fuse, &buf);
-	w->handling = NULL;
-}
-
-/* Write to /dev/fuse. libfuse is silent about ENOENT (the caller is gone), which a dead connection amounts to. */
-static ssize_t
-dev_writev(int fd, const struct iovec *iov, int count)
-{
-	ssize_t n;
-
-	do {
-		n = writev(fd, iov, count);
-	} while (n < 0 && errno == EINTR);
-	if (n < 0 && session_error_is_dead(-errno))
-		errno = ENOENT;
-	return n;
-}
-
-static size_t
-largest_payload(const struct fuse_init_out *out)
-{
-	size_t page = (size_t)sysconf(_SC_PAGESIZE), size = out->max_write;
-
-	if (size < out->max_pages * page)
-		size = out->max_pages * page;
-	if (size < FUSE_MIN_READ_BUFFER)
-		size = FUSE_MIN_READ_BUFFER;
-	return (size + page - 1) / page * page;
-}
-
-/* Answer INIT with libfuse's answer and the flags that it cannot ask for. */
-static ssize_t
-reply_init(struct worker *w, struct iovec *iov, int count)
-{
-	struct session *s = w->s;
-	const struct fuse_init_in *in = (const void *)(w->handling + 1);
-	const struct fuse_out_header *hdr = iov[0].iov_base;
-	uint64_t offered = in->flags, want = s->cfg.init_flags;
-	struct fuse_init_out out = { 0 };
-	struct iovec amended[2];
-	ssize_t n;
-
-	w->dev_unanswered--;
-	if (hdr->error || count != 2 || iov[1].iov_len > sizeof(out) || iov[1].iov_len < FUSE_COMPAT_22_INIT_OUT_SIZE)
-		return dev_writev(s->devfd, iov, count);
-
-	memcpy(&out, iov[1].iov_base, iov[1].iov_len);
-	if (offered & FUSE_INIT_EXT)
-		offered |= (uint64_t)in->flags2 << 32;
-	if (s->want_uring)
-		want |= INIT_OVER_IO_URING;
-	want &= offered;
-	out.flags |= (uint32_t)want;
-	out.flags2 |= (uint32_t)(want >> 32);
-	s->payload_size = largest_payload(&out);
-	s->use_uring = want & INIT_OVER_IO_URING;
-	if (s->want_uring && !s->use_uring)
-		snprintf(s->note, sizeof(s->note), "the kernel does not offer FUSE-over-io_uring");
-
-	amended[0] = iov[0];
-	amended[1] = (struct iovec){ .iov_base = &out, .iov_len = iov[1].iov_len };
-	n = dev_writev(s->devfd, amended, 2);
-	s->init_replied = n >= 0;
-	return n;
-}
-
-static ssize_t
-reply_writev(int fd, struct iovec *iov, int count, void *userdata)
-{
-	const struct fuse_out_header *out = iov[0].iov_base;
-	struct worker *w = current_worker;
-
-	(void)userdata;
-	if (!out->unique) /* a notification */
-		return dev_writev(w ? w->s->devfd : fd, iov, count);
-	assert(w); /* a reply must be made on a worker */
-	if (w->handling && w->handling->opcode == FUSE_INIT && out->unique == w->handling->unique)
-		return reply_init(w, iov, count);
-	if (w->uring && uring_reply(w, out, iov, count))
-		return (ssize_t)out->len;
-	if (!(out->unique & 1)) { /* odd: libfuse answers an INTERRUPT */
-		assert(w->dev_unanswered); /* else the request belongs to another worker */
-		w->dev_unanswered--;
-	}
-	return dev_writev(w->s->devfd, iov, count);
-}
-
-static ssize_t
-unused_read(int fd, void *buf, size_t len, void *userdata)
-{
-	(void)userdata;
-	return read(fd, buf, len);
-}
-
-static void
-session_init_op(void *userdata, struct fuse_conn_info *conn)
-{
-	struct session *s = current_worker->s;
-
-	if (s->cfg.max_background)
-		conn->max_background = s->cfg.max_background;
-	if (s->user_init)
-		s->user_init(userdata, conn);
-	if (conn->max_write > SESSION_MAX_WRITE)
-		conn->max_write = SESSION_MAX_WRITE;
-}
-
-/* Barriers. */
-
-static void
-barriers_advance(struct worker *w)
-{
-	uint64_t passed = UINT64_MAX;
-	struct worker_barrier *b;
-
-	for (unsigned i = 0; i < w->s->nworkers; i++)
-		if (w->links[i].passed < passed)
-			passed = w->links[i].passed;
-	while ((b = w->barriers) && b->epoch <= passed) {
-		w->barriers = b->next;
-		if (!w->barriers)
-			w->barriers_end = &w->barriers;
-		w->barriers_waiting--;
-		b->fn(b); /* may free it, or ask for another */
-	}
-}
-
-static void
-barrier_ask(struct barrier_link *l)
-{
-	l->under_way = true;
-	l->asked = l->owner->epoch;
-	io_post(l->target->io, &l->ask);
-}
-
-static void
-barrier_answered(struct io_msg *msg)
-{
-	struct barrier_link *l = (struct barrier_link *)(void *)((char *)msg - offsetof(struct barrier_link, answer));
-
-	l->under_way = false;
-	if (l->passed < l->asked)
-		l->passed = l->asked;
-	if (l->passed < l->owner->epoch)
-		barrier_ask(l);
-	barriers_advance(l->owner);
-}
-
-static void
-barrier_asked(struct io_msg *msg)
-{
-	struct barrier_link *l = (struct barrier_link *)(void *)((char *)msg - offsetof(struct barrier_link, ask));
-	struct worker *w = l->target;
-
-	if (!uring_in_use(w->s)) { /* we are between requests */
-		io_post(l->owner->io, &l->answer);
-		return;
-	}
-	l->since_ns = session_now_ns();
-	l->next = w->asked_new;
-	w->asked_new = l;
-}
-
-static void
-barrier_self(struct io_msg *msg)
-{
-	struct worker *w = (struct worker *)(void *)((char *)msg - offsetof(struct worker, barrier_self));
-
-	w->barrier_self_posted = false;
-	barriers_advance(w);
-}
-
-enum barrier_state
-worker_answer_barriers(struct worker *w)
-{
-	struct barrier_link *l, **p = &w->asked;
-	unsigned unanswered = w->asked ? uring_unanswered(w) : 0;
-	bool free = w->asked && uring_has_free(w);
-
-	while ((l = *p)) {
-		bool stuck = unanswered <= w->barriers_waiting ||
-			     session_now_ns() - l->since_ns > BARRIER_PATIENCE_NS;
-
-		if (!free && !stuck) {
-			p = &l->next;
-			continue;
-		}
-		if (!free)
-			counter_inc(&w->forced);
-		*p = l->next;
-		io_post(l->owner->io, &l->answer);
-	}
-	if (w->asked_new) { /* these may be answered after one more io_run */
-		*p = w->asked_new;
-		w->asked_new = NULL;
-		return BARRIERS_NEW;
-	}
-	return w->asked ? BARRIERS_STUCK : BARRIERS_NONE;
-}
-
-/* Whether `target` can have nothing in hand that is older than the request `w` handles now. */
-static bool
-barrier_needless(const struct worker *w, const struct worker *target)
-{
-	if (w == target)
-		return !w->uring || uring_queues(w) == 1;
-	return !uring_in_use(target->s) && atomic_load(&target->taking) == TAKING_NONE;
-}
-
-void
-worker_barrier(struct worker_barrier *b)
-{
-	struct worker *w = current_worker;
-	bool wait = false;
-
-	assert(w);
-	counter_inc(&w->nbarriers);
-	b->next = NULL;
-	b->epoch = ++w->epoch;
-	*w->barriers_end = b;
-	w->barriers_end = &b->next;
-	w->barriers_waiting++;
-	for (unsigned i = 0; i < w->s->nworkers; i++) {
-		struct barrier_link *l = &w->links[i];
-
-		if (barrier_needless(w, l->target)) {
-			l->passed = w->epoch;
-		} else {
-			wait = true;
-			if (!l->under_way)
-				barrier_ask(l);
-		}
-	}
-	if (!wait && !w->barrier_self_posted) {
-		w->barrier_self_posted = true;
-		io_post(w->io, &w->barrier_self);
-	}
-}
-
 static void
 count_cpus(struct session *s)
 {
@@ -529,15 +262,17 @@ static void
 worker_drain(struct worker *w)
 {
 	struct session *s = w->s;
-	uint64_t end = session_now_ns() + (uint64_t)DRAIN_LIMIT_S * 1000000000;
+	uint64_t end = session_now_ns() + DRAIN_LIMIT_NS;
 	bool drained = false;
 
 	while (atomic_load(&s->drained) < s->nspawned && session_now_ns() < end) {
 		int taken = atomic_load(&s->dead) ? 0 : dev_take(w);
 		int run = io_run(w->io, taken > 0 ? 0 : DRAIN_STEP_NS);
+		/* Programs that hold files open may go on asking for ever. */
+		bool quiet = (taken <= 0 && run <= 0) || session_now_ns() > end - DRAIN_BUSY_NS;
 
 		(void)worker_answer_barriers(w);
-		if (!drained && taken <= 0 && run <= 0 && worker_is_drained(w)) {
+		if (!drained && quiet && worker_is_drained(w)) {
 			drained = true;
 			atomic_fetch_add(&s->drained, 1);
 		}
@@ -559,8 +294,7 @@ start_uring(struct worker *w)
 	pthread_mutex_lock(&s->lock);
 	snprintf(s->note, sizeof(s->note), "the kernel does not take our io_uring queues: %s", strerror(-err));
 	pthread_mutex_unlock(&s->lock);
-	atomic_store(&s->uring_failed, true);
-	wake_workers(s);
+	atomic_store(&s->uring_failed, true); /* the others hear of it with their next request, over /dev/fuse */
 }
 
 static void *
@@ -616,18 +350,10 @@ worker_init(struct session *s, unsigned index)
 	w->s = s;
 	w->index = index;
 	w->wake.fn = just_wake;
-	w->barrier_self.fn = barrier_self;
-	w->barriers_end = &w->barriers;
 	w->buf_size = SESSION_MAX_WRITE + SESSION_HEADER_SIZE;
 	w->buf = aligned_alloc(4096, w->buf_size);
-	w->links = calloc(s->nworkers, sizeof(*w->links));
-	if (!w->buf || !w->links)
+	if (!w->buf || barrier_init(w))
 		return -ENOMEM;
-	for (unsigned i = 0; i < s->nworkers; i++)
-		w->links[i] = (struct barrier_link){ .ask.fn = barrier_asked,
-						     .answer.fn = barrier_answered,
-						     .owner = w,
-						     .target = &s->workers[i] };
 	if (s->want_uring)
 		cfg.entries = uring_sq_entries(s);
 	return io_create(&cfg, &w->io);
@@ -661,90 +387,6 @@ out:
 	return s->cfg.transport == TRANSPORT_URING ? err : 0;
 }
 
-/* libfuse's own messages. Some come in pieces, so they are collected up to the end of the line. */
-static void __attribute__((format(printf, 2, 0)))
-log_to_diag(enum fuse_log_level level, const char *fmt, va_list ap)
-{
-	static _Thread_local char line[DIAG_LINE_MAX];
-	static _Thread_local size_t len;
-	int n = vsnprintf(line + len, sizeof(line) - len, fmt, ap);
-	enum diag_level to = DIAG_DEBUG;
-
-	if (n < 0)
-		return;
-	len = len + (size_t)n < sizeof(line) ? len + (size_t)n : sizeof(line) - 1;
-	if (len < sizeof(line) - 1 && (!len || line[len - 1] != '\n'))
-		return;
-	while (len && line[len - 1] == '\n')
-		line[--len] = '\0';
-	len = 0;
-	if (level <= FUSE_LOG_ERR)
-		to = DIAG_ERR;
-	else if (level == FUSE_LOG_WARNING)
-		to = DIAG_WARN;
-	else if (level != FUSE_LOG_DEBUG)
-		to = DIAG_INFO;
-	switch (to) {
-	case DIAG_ERR:
-		diag_err("%s", line);
-		break;
-	case DIAG_WARN:
-		diag_warn("%s", line);
-		break;
-	case DIAG_INFO:
-		diag_info("%s", line);
-		break;
-	case DIAG_DEBUG:
-		diag_debug("%s", line);
-		break;
-	}
-}
-
-/* Mount, put our hooks under libfuse, and take a descriptor of our own that no unmount closes. */
-static int
-do_mount(struct session *s, const char *mountpoint)
-{
-	const struct fuse_custom_io hooks = { .writev = reply_writev, .read = unused_read };
-	int fl, err;
-
-	errno = 0;
-	if (fuse_session_mount(s->fuse, mountpoint)) {
-		err = errno ? -errno : -EIO;
-		diag_err("cannot mount on %s", mountpoint); /* libfuse has said why */
-		return err;
-	}
-	err = fuse_session_custom_io(s->fuse, &hooks, fuse_session_fd(s->fuse));
-	if (err)
-		goto out_say;
-	s->devfd = fcntl(fuse_session_fd(s->fuse), F_DUPFD_CLOEXEC, 3);
-	fl = s->devfd < 0 ? -1 : fcntl(s->devfd, F_GETFL);
-	if (fl < 0 || fcntl(s->devfd, F_SETFL, fl | O_NONBLOCK) < 0) {
-		err = -errno;
-		goto out_say;
-	}
-	return 0;
-
-out_say:
-	diag_err("cannot set up the connection to the kernel: %s", strerror(-err));
-	return err;
-}
-
-static int
-new_fuse_session(struct session *s, struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size,
-		 void *userdata)
-{
-	struct fuse_lowlevel_ops own = { 0 };
-
-	memcpy(&own, ops, ops_size < sizeof(own) ? ops_size : sizeof(own));
-	s->user_init = own.init;
-	own.init = session_init_op;
-	s->fuse = fuse_session_new(args, &own, sizeof(own), userdata);
-	if (s->fuse)
-		return 0;
-	diag_err("cannot make a FUSE session with these options");
-	return -EINVAL;
-}
-
 int
 session_create(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size, void *userdata,
 	       const char *mountpoint, const struct session_config *cfg, struct session **out)
@@ -770,11 +412,10 @@ session_create(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size
 		diag_err("cannot use FUSE-over-io_uring: %s", s->note[0] ? s->note : strerror(-err));
 		goto out_destroy;
 	}
-	fuse_set_log_func(log_to_diag);
-	err = new_fuse_session(s, args, ops, ops_size, userdata);
+	err = fuse_side_create(s, args, ops, ops_size, userdata);
 	if (err)
 		goto out_destroy;
-	err = do_mount(s, mountpoint);
+	err = fuse_side_mount(s, mountpoint);
 	if (err)
 		goto out_destroy;
 	*out = s;
@@ -860,8 +501,7 @@ session_destroy(struct session *s)
 		(void)close(s->devfd);
 		s->devfd = -1;
 	}
-	if (s->fuse)
-		fuse_session_unmount(s->fuse);
+	fuse_side_unmount(s);
 	atomic_store(&s->ending, true);
 	wake_workers(s);
 	for (unsigned i = 0; s->workers && i < s->nworkers; i++)

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * session.h - the FUSE session: mounting, one worker thread per CPU, two transports (/dev/fuse and FUSE-over-io_uring).
+ * session.h - the FUSE session: mounting, one worker thread per CPU, two transports (/dev/fuse and
+ * FUSE-over-io_uring).
  *
  * A worker's only wait is io_run() on its own `struct io`; requests, log writes and cold reads all arrive there.
- * Handlers are ordinary fuse_lowlevel_ops; they run on the worker that got the request, and every fuse_reply_* must be
- * called on that same worker (worker_current()), at once or later from a completion of its io.
- * The session knows nothing of keys or the store: the null file system of the benchmark uses it unchanged.
+ * Handlers are ordinary fuse_lowlevel_ops; they run on the worker that got the request, and every fuse_reply_* must
+ * be called on that same worker (worker_current()), at once or later from a completion of its io. The session knows
+ * nothing of keys or the store: the null file system of the benchmark uses it unchanged.
  */
 #ifndef KVFS_MOUNT_SESSION_H
 #define KVFS_MOUNT_SESSION_H
@@ -85,8 +86,9 @@ unsigned worker_index(const struct worker *w);
  * still be in another worker's hands. `fn` is never called from inside worker_barrier(), always later, from io_run;
  * barriers of one worker end in the order in which they were asked for. The caller keeps the memory until then.
  *
- * Over io_uring a worker answers only while it has an entry free in the kernel, because a RELEASE may wait behind a full
- * queue. If all its entries wait for barriers themselves, or for a second, it answers all the same (counted as forced).
+ * Over io_uring a worker answers only while it has an entry free in the kernel, because a RELEASE may wait behind a
+ * full queue. If all its entries wait for barriers themselves, or for a second, it answers all the same (counted as
+ * forced).
  */
 struct worker_barrier {
 	void (*fn)(struct worker_barrier *b);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * transport.h - private to session.c and transport_*.c: the session, its workers, and what a transport does.
+ * transport.h - private to session*.c, barrier.c and transport_*.c: the session, its workers, and what a transport
+ * does.
  *
  * Threads: a struct worker is owned by its thread, except for what is marked. A struct session does not change while
  * workers run, except for the atomics and what is "protected by lock".
@@ -63,6 +64,7 @@ struct worker {
 
 	/* Adaptive polling: see transport_dev.c */
 	int spin_credit;
+	bool worked; /* since it last found nothing to do */
 
 	/* Barriers: those of this worker in order, and the questions of others. */
 	uint64_t epoch;
@@ -82,9 +84,10 @@ struct worker {
 struct session {
 	struct session_config cfg;
 	struct fuse_session *fuse;
-	void *userdata;
 	void (*user_init)(void *userdata, struct fuse_conn_info *conn);
-	int devfd; /* own duplicate: stays valid until the workers are joined */
+	int devfd;   /* own duplicate: stays valid until the workers are joined */
+	int fuse_fd; /* libfuse's number, which notifications name */
+	struct session *next; /* of the mounted sessions, see session_fuse.c */
 	cpu_set_t cpus;    /* CPUs we may run on */
 	unsigned nworkers, ncpus;
 	unsigned nspawned; /* owned by the thread of session_start and session_destroy; final when `ending` is set */
@@ -122,7 +125,23 @@ counter_inc(_Atomic uint64_t *c)
 	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + 1, memory_order_relaxed);
 }
 
+/** Whether requests come over io_uring. */
+static inline bool
+uring_in_use(const struct session *s)
+{
+	return s->use_uring && !atomic_load(&s->uring_failed);
+}
+
 uint64_t session_now_ns(void);
+
+/** Make the libfuse session; mount it with our hooks in place; unmount. 0 or -errno (a line went to diag). */
+int fuse_side_create(struct session *s, struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size,
+		     void *userdata);
+int fuse_side_mount(struct session *s, const char *mountpoint);
+void fuse_side_unmount(struct session *s);
+
+/** Return: 0 or -ENOMEM; the caller frees w->links. */
+int barrier_init(struct worker *w);
 
 /** The connection is gone: let everybody know. Any thread. */
 void session_set_dead(struct session *s);
@@ -133,7 +152,7 @@ bool session_error_is_dead(int err);
 /** Hand one complete request to libfuse, whose handler runs before this returns. */
 void worker_handle(struct worker *w, void *mem, size_t size);
 
-/** What is left of other workers' questions: nothing; some that want an io_run(0) first; some that want a free entry. */
+/** What is left of others' questions: nothing; some that want an io_run(0) first; some that want a free entry. */
 enum barrier_state { BARRIERS_NONE, BARRIERS_NEW, BARRIERS_STUCK };
 
 /** Answer the barrier questions that may be answered now. Call between two io_run()s. */

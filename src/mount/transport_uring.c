@@ -2,9 +2,9 @@
 /*
  * transport_uring.c - requests over io_uring (Linux 6.14 and later), underneath any libfuse.
  *
- * The kernel has one queue per possible CPU and puts a request into the queue of the CPU where it was made. Each queue
- * belongs to one worker (pinned to that CPU when there are as many workers as CPUs), which registers a number of entries
- * for it. An entry is a header and a payload buffer. States:
+ * The kernel has one queue per possible CPU and puts a request into the queue of the CPU where it was made. Each
+ * queue belongs to one worker (pinned to that CPU when there are as many workers as CPUs), which registers a number
+ * of entries for it. An entry is a header and a payload buffer. States:
  *
  *   IN_KERNEL  a command is with the kernel: it waits for a request, or its completion has not been seen yet
  *   TAKEN      it holds a request that has not been answered
@@ -13,8 +13,8 @@
  *
  * A request becomes the flat buffer that libfuse wants by copying its headers right before its payload, where room is
  * left for them. The reply goes into the same buffer, so it is committed only after the handler has returned: until
- * then the handler may look at the request's arguments. The kernel prefers the entry that came back last, so that only
- * as much memory is touched as there are requests at a time.
+ * then the handler may look at the request's arguments. The kernel prefers the entry that came back last, so that
+ * only as much memory is touched as there are requests at a time.
  *
  * FORGET, INTERRUPT and, if a registration fails, everything still comes over /dev/fuse.
  *

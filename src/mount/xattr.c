@@ -67,6 +67,8 @@ xattr_load(struct rq *r)
 	if (!k)
 		return RQ_DONE;
 
+	bool again;
+
 	switch (r->state) {
 	case 0:
 		if (!k->named) { /* deleted or replaced meanwhile: a walk by name finds what is there now */
@@ -78,8 +80,6 @@ xattr_load(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	case 1:
-		bool again;
-
 		if ((r->err == 0 || r->err == -ENOENT) &&
 		    turn_watch(r, k, r->err || r->nodeid == ROOT_NODEID ? 0 : r->attr.ino, &again) == RQ_WAIT)
 			return again ? xattr_load(r) : RQ_WAIT;

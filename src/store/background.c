@@ -277,6 +277,7 @@ ticker_main(void *arg)
 	while (bg->polling || bg->syncing || bg->expiring)
 		if (io_run(bg->ticker_io, 10 * NS_PER_MSEC) < 0)
 			break;
+	io_drain(bg->ticker_io);
 	return NULL;
 }
 
@@ -384,6 +385,7 @@ keeper_main(void *arg)
 		while (!atomic_load(&bg->stop) && keep_compact(bg, &not_before))
 			seen = log_tail(s->lg);
 	}
+	io_drain(bg->keeper_io);
 	return NULL;
 }
 
@@ -485,5 +487,6 @@ log_store_background(struct store *st, unsigned tasks, struct io *io)
 		err = log_sync_wait(s, io);
 	if (!err && log_service_due(s->lg))
 		err = log_service(s->lg);
+	io_drain(io);
 	return err;
 }

@@ -642,3 +642,17 @@ checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing)
 	free(ld.there);
 	return err == -ENODATA || err == -ENOENT ? -EIO : err;
 }
+
+int
+checkpoint_forget(struct log_store *s)
+{
+	struct disk *d = s->disk;
+	int err;
+
+	if (s->cfg.readonly)
+		return 0;
+	err = d->ops->unlink(d, CKPT_NAME);
+	if (err == -ENOENT)
+		return 0;
+	return err ? err : d->ops->fsync_dir(d);
+}

@@ -30,6 +30,11 @@
 #define MOVE_BYTES (1u << 20)
 #define MOVE_EXTENTS 1024u
 #define ROUNDS 20
+/*
+ * Emptying a segment with less dead share than this may gain nothing: the overhead of batches counts as dead, too. Since a
+ * segment that was just filled has less, compaction always comes to an end.
+ */
+#define SHARE_MIN 0.2
 
 struct compaction {
 	struct log_store *s;
@@ -298,6 +303,23 @@ by_record(const void *a, const void *b)
 	return x->pos < y->pos ? -1 : x->pos > y->pos;
 }
 
+/* Up to n bytes: fewer at the end of the file. */
+static ssize_t
+read_upto(struct disk *d, int fd, char *buf, size_t n, uint64_t off)
+{
+	size_t done = 0;
+	ssize_t r = 1;
+
+	while (done < n && (r > 0 || r == -EINTR)) {
+		struct iovec iov = { .iov_base = buf + done, .iov_len = n - done };
+
+		r = d->ops->preadv(d, fd, &iov, 1, (off_t)(off + done), 0);
+		if (r > 0)
+			done += (size_t)r;
+	}
+	return r < 0 ? r : (ssize_t)done;
+}
+
 /* Read and verify the data record at `off` of the victim. */
 static int
 read_record(struct move *mv, uint64_t off)
@@ -306,15 +328,16 @@ read_record(struct move *mv, uint64_t off)
 	int fd = log_segment_fd(s->lg, mv->cp->victim), err;
 	char head[RECORD_HEADER_MAX];
 	uint32_t len;
+	ssize_t n;
 	char *p;
 
 	if (mv->rec && mv->rec_off == off)
 		return 0;
 	mv->rec_off = UINT64_MAX;
-	err = disk_pread_full(s->disk, fd, head, sizeof(head), off);
-	if (err && err != -ENODATA)
-		return err;
-	len = err ? 0 : record_peek_len(head, sizeof(head));
+	n = read_upto(s->disk, fd, head, sizeof(head), off);
+	if (n < 0)
+		return (int)n;
+	len = record_peek_len(head, (size_t)n);
 	if (!len || len > VALUE_CHUNK + RECORD_HEADER_MAX + 8)
 		return -EIO;
 	if (len > mv->rec_cap) {
@@ -910,6 +933,7 @@ choose(struct log_store *s, struct choice *c)
 	unsigned n = log_segments(s->lg, NULL, 0) + 8, got;
 	struct log_segment_info *info = calloc(n, sizeof(*info));
 	uint64_t used = 0, live, dead, room, bound;
+	double worth;
 	bool tight;
 
 	memset(c, 0, sizeof(*c));
@@ -929,10 +953,13 @@ choose(struct log_store *s, struct choice *c)
 	free(info);
 	dead = used > live ? used - live : 0;
 	bound = live / 100 * s->cfg.compact_percent + 2 * s->cfg.segment_size;
+	worth = (double)s->cfg.compact_percent / (100 + s->cfg.compact_percent);
+	if (worth < SHARE_MIN)
+		worth = SHARE_MIN;
 	tight = room < 2 * s->cfg.segment_size + used / 10;
 	if (c->victim && c->dead && !c->too_young)
 		return 0;
-	if (dead <= bound && !(tight && c->share > 0.1))
+	if (c->share <= SHARE_MIN || (!tight && (dead <= bound || c->share <= worth)))
 		c->victim = 0;
 	return 0;
 }

@@ -236,6 +236,15 @@ log_pos_make(uint32_t seg, uint64_t off)
 	return (struct log_pos){ .seg = seg, .off = off };
 }
 
+/* r = call, again while it says EINTR or EAGAIN. */
+#define LOG_RETRY(r, call)                                                                          \
+	do {                                                                                        \
+		int tries_ = 0;                                                                     \
+		do                                                                                  \
+			(r) = (call);                                                               \
+		while (((r) == -EINTR || (r) == -EAGAIN) && tries_++ < LOG_RETRY_LIMIT);            \
+	} while (0)
+
 #define SEGMENT_NAME_SIZE 20
 void segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id);
 /** True and the id, if `name` is a segment's. */

@@ -128,7 +128,7 @@ open_segment(struct recovery *rc, unsigned i)
 	int fd, r;
 
 	segment_name(name, f->id);
-	fd = d->ops->open(d, name, (rc->lg->cfg.readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC, 0);
+	LOG_RETRY(fd, d->ops->open(d, name, (rc->lg->cfg.readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC, 0));
 	if (fd < 0)
 		return refuse(rc, fd, "cannot open %s: %s", name, strerror(-fd));
 	f->s = segment_add(rc->lg, f->id, fd);
@@ -136,7 +136,7 @@ open_segment(struct recovery *rc, unsigned i)
 		(void)d->ops->close(d, fd); /* nothing was written through it */
 		return -ENOMEM;
 	}
-	r = d->ops->size(d, fd, &f->size);
+	LOG_RETRY(r, d->ops->size(d, fd, &f->size));
 	if (r)
 		return refuse(rc, r, "cannot get the size of %s: %s", name, strerror(-r));
 	f->end = f->size;
@@ -154,11 +154,16 @@ static int
 open_all(struct recovery *rc)
 {
 	struct disk *d = rc->lg->cfg.disk;
-	int r = d->ops->list(d, note_name, rc);
+	int r, tries = 0;
 
+	do {
+		rc->n = 0;
+		r = d->ops->list(d, note_name, rc);
+	} while ((r == -EINTR || r == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
 	if (r)
 		return refuse(rc, r, "cannot list the data directory: %s", strerror(-r));
-	qsort(rc->f, rc->n, sizeof(*rc->f), compare_found);
+	if (rc->n)
+		qsort(rc->f, rc->n, sizeof(*rc->f), compare_found);
 	for (unsigned i = 0; i < rc->n; i++) {
 		r = open_segment(rc, i);
 		if (r)
@@ -625,7 +630,7 @@ cut_segment(struct recovery *rc, unsigned i, uint64_t last)
 		return 0;
 	}
 	segment_name(name, f->id);
-	r = d->ops->unlink(d, name);
+	LOG_RETRY(r, d->ops->unlink(d, name));
 	if (r)
 		return refuse(rc, r, "cannot delete %s, which lies behind the end of the log: %s", name, strerror(-r));
 	segment_drop(rc->lg, f->s);
@@ -641,9 +646,9 @@ flush_all(struct recovery *rc)
 
 	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
 		if (rc->f[i].id >= rc->w.durable.seg)
-			r = d->ops->fdatasync(d, rc->f[i].s->fd);
+			LOG_RETRY(r, d->ops->fdatasync(d, rc->f[i].s->fd));
 	if (!r)
-		r = d->ops->fsync_dir(d);
+		LOG_RETRY(r, d->ops->fsync_dir(d));
 	return r ? refuse(rc, r, "cannot flush the log: %s", strerror(-r)) : 0;
 }
 
@@ -662,7 +667,7 @@ cut_tail(struct recovery *rc)
 	for (unsigned i = rc->n; i-- > (t ? rc->tail_at + 1 : 0) && !r;)
 		r = cut_segment(rc, i, last[i]);
 	if (!r && t && last[rc->tail_at] > t->end) {
-		r = d->ops->ftruncate(d, t->s->fd, (off_t)t->end);
+		LOG_RETRY(r, d->ops->ftruncate(d, t->s->fd, (off_t)t->end));
 		if (r)
 			r = refuse(rc, r, "cannot cut the torn end of segment %08x: %s", t->id, strerror(-r));
 		t->size = t->end;

@@ -440,6 +440,20 @@ log_sync_wait(struct log_store *s, struct io *io)
 	return so.err;
 }
 
+void
+io_drain(struct io *io)
+{
+	int r;
+
+	while (io_inflight(io)) {
+		r = io_run(io, -1);
+		if (r < 0 && r != -EINTR && r != -EAGAIN) {
+			diag_err("waiting for the disk: %s", strerror(-r));
+			break;
+		}
+	}
+}
+
 /* ---- the superblock ---- */
 
 static void
@@ -772,8 +786,7 @@ store_close_op(struct store *st)
 			err = checkpoint_write(s, io, NULL, NULL);
 		if (err && io)
 			(void)log_sync_wait(s, io); /* the checkpoint's error is the one to tell */
-		if (io)
-			io_destroy(io);
+		io_destroy(io);
 	}
 	store_free(s);
 	return err;

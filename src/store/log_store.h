@@ -81,10 +81,9 @@ struct kstate {
 	struct trail trail;
 };
 
-/* A key with a large value; by ino in a hash table and in one list, for compaction. Protected by the store's lock. */
+/* A key with a large value; by entry in a hash table and in one list, for compaction. Protected by the store's lock. */
 struct large {
 	struct large *hnext, *prev, *next;
-	uint64_t ino;
 	struct index_entry *e; /* NULL: a compaction's cursor in the list */
 	uint32_t full_seg;
 	uint64_t full_off;
@@ -303,7 +302,7 @@ struct op_key {
 	struct op *next;       /* in the queue */
 	struct kstate base;    /* newest state when judged; value borrowed */
 	struct kstate after;   /* to be installed; value owned until then */
-	struct large *spare;   /* for `after`, if it is the first large value of its ino */
+	struct large *spare;   /* for `after`, if the key had no large value */
 	bool expired;          /* base is not there because its time is over */
 	bool drop_old;         /* the old value's extents die */
 	bool ghost;            /* the entry was made for this operation */
@@ -441,7 +440,7 @@ int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t 
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
 /** Install a state from a checkpoint; takes over st->value. 0, -ENOMEM, -EIO (the key is there already). */
 int state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st);
-struct large *large_find(struct log_store *s, uint64_t ino);
+struct large *large_find(struct log_store *s, const struct index_entry *e);
 /** Begin anew with a full record; add a delta. */
 void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
 void trail_add(struct trail *c, uint32_t seg, uint32_t bytes);
@@ -549,6 +548,8 @@ int store_recover(struct log_store *s, char *err, size_t cap);
  * them). Return: 0; -ENOENT none; another error: unusable, the index is to be emptied.
  */
 int checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing);
+/** Delete a checkpoint that was not used: the next start must not use it either. 0 or -errno. */
+int checkpoint_forget(struct log_store *s);
 /** Create and free the index and the log; used again when a checkpoint turns out to be unusable. */
 int store_open_log(struct log_store *s);
 void store_close_log(struct log_store *s);
@@ -559,6 +560,8 @@ int segset_add(uint32_t **set, unsigned *n, uint32_t seg);
 int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
 /** One victim. 1: something was done, 0: nothing worth it, -errno. */
 int compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_t bytes), void *arg);
+/** Run until nothing is in flight on `io`: the log may have gone on with its own work there. */
+void io_drain(struct io *io);
 /** Wait until everything appended is durable. */
 int log_sync_wait(struct log_store *s, struct io *io);
 int background_start(struct log_store *s);

@@ -30,9 +30,8 @@ struct recovery {
 	struct log_store *s;
 	struct damage *damage;
 	unsigned ndamage, cap;
-	bool nomem;
+	bool dangling;    /* some change built on what was not there (yet) */
 	uint64_t missing; /* segments */
-	int64_t now;
 };
 
 static bool
@@ -112,20 +111,19 @@ record_sane(const struct record *r)
 /* ---- records of keys ---- */
 
 static int
-damage_key(struct recovery *rc, const struct slot *sl, uint32_t seg, uint64_t off, uint32_t len, uint64_t seq)
+damage_key(struct recovery *rc, const struct slot *sl, const struct log_scan *sc, uint64_t seq)
 {
 	struct kstate st = sl->old;
 
 	if (!st.exists) {
 		memset(&st, 0, sizeof(st));
 		st.exists = true;
-		st.ino = atomic_fetch_add(&rc->s->next_ino, 1);
-		st.seg = seg;
-		st.off = off;
-		st.reclen = len;
-		st.first_seg = seg;
+		st.ino = sc->event == SCAN_RECORD ? sc->rec.ino : atomic_fetch_add(&rc->s->next_ino, 1);
+		st.seg = st.first_seg = sc->place.seg;
+		st.off = sc->event == SCAN_RECORD ? sc->place.off : sc->off;
+		st.reclen = sc->event == SCAN_RECORD ? sc->place.len : (uint32_t)sc->len;
 		st.mode = 0600;
-		trail_set(&st.trail, seg, len);
+		trail_set(&st.trail, st.seg, st.reclen);
 	}
 	if (seq > st.seq)
 		st.seq = seq;
@@ -148,7 +146,7 @@ replay_put(struct recovery *rc, const struct log_scan *sc)
 	state_from_record(r, &sc->place, &sl.old, &st);
 	state_placed(&st, &sc->place, false);
 	if (r->payload_size != r->size)
-		return damage_key(rc, &sl, sc->place.seg, sc->place.off, sc->place.len, r->seq);
+		return damage_key(rc, &sl, sc, r->seq);
 	return slot_install(rc, &sl, &st, true);
 }
 
@@ -192,7 +190,7 @@ replay_ext(struct recovery *rc, const struct log_scan *sc)
 	if (err) {
 		if (st.value)
 			(void)value_unref(st.value); /* ours alone */
-		return err == -EIO ? damage_key(rc, &sl, sc->place.seg, sc->place.off, sc->place.len, r->seq) : err;
+		return err == -EIO ? damage_key(rc, &sl, sc, r->seq) : err;
 	}
 	live_value(rc->s, st.value, 1);
 	return slot_install(rc, &sl, &st, true);
@@ -219,9 +217,9 @@ replay_edit(struct recovery *rc, const struct log_scan *sc)
 		return 0; /* the checkpoint has it */
 	v = sl.old.value;
 	if (!sl.old.exists || sl.old.damaged || !v || sl.old.seq != r->base_seq || sl.old.ino != r->ino) {
-		diag_err("segment %08x at offset %llu: a change to a value whose earlier record is missing", sc->place.seg,
-			 (unsigned long long)sc->place.off);
-		return damage_key(rc, &sl, sc->place.seg, sc->place.off, sc->place.len, r->seq);
+		/* its base went with a compacted segment, then a full record follows; else the key stays damaged */
+		rc->dangling = true;
+		return damage_key(rc, &sl, sc, r->seq);
 	}
 	rc->s->value_extents -= value_extents(v);
 	if (r->flags & REC_F_TRUNCATE)
@@ -411,7 +409,7 @@ scan_damaged(struct recovery *rc, const struct log_scan *sc)
 	if (err || !sc->key_known || !sc->rec.klen || sc->rec.klen > STORE_KEY_MAX)
 		return err ? err : note_damage(rc, sc->place.seg, sc->off, sc->key_hash);
 	slot_find(rc, &sc->rec, &sl);
-	return damage_key(rc, &sl, sc->place.seg, sc->off, (uint32_t)sc->len, 0);
+	return damage_key(rc, &sl, sc, 0);
 }
 
 static int
@@ -505,7 +503,7 @@ review(struct recovery *rc)
 {
 	uint64_t next;
 
-	if (rc->ndamage || rc->missing || rc->s->nbad)
+	if (rc->ndamage || rc->missing || rc->dangling || rc->s->nbad)
 		(void)index_walk(rc->s->ix, 0, 0, &next, review_entry, rc); /* never stops */
 	if (rc->s->st.damaged_keys)
 		diag_err("%llu keys are damaged; everything else is served",
@@ -570,7 +568,7 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (r && r != -ENOMEM) {
 		free(rc.damage);
 		rc = (struct recovery){ .s = s };
-		s->ckpt_seg = UINT32_MAX;
+		s->ckpt_seg = checkpoint_forget(s) ? 0 : UINT32_MAX; /* 0: no compaction until there is a new one */
 		r = start_over(s);
 		if (!r)
 			r = recover_from(&rc, (struct log_pos){ 0 }, &cut, err, cap);

@@ -191,11 +191,9 @@ allocate(struct log *lg, struct segment *s, uint64_t from, uint64_t to)
 {
 	struct disk *d = lg->cfg.disk;
 	uint8_t *zeros;
-	int r, tries = 0;
+	int r;
 
-	do
-		r = d->ops->fallocate(d, s->fd, 0, (off_t)from, (off_t)(to - from));
-	while ((r == -EINTR || r == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
+	LOG_RETRY(r, d->ops->fallocate(d, s->fd, 0, (off_t)from, (off_t)(to - from)));
 	if (r != -EOPNOTSUPP && r != -ENOSYS)
 		return r == -EFBIG ? -ENOSPC : r;
 	zeros = calloc(1, ROOM_UNIT);
@@ -291,10 +289,10 @@ create_segment(struct log *lg, struct segment **out)
 		if (!lg->next_id)
 			return -EOVERFLOW;
 		segment_name(name, lg->next_id);
-		fd = d->ops->open(d, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		LOG_RETRY(fd, d->ops->open(d, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
 		if (fd == -EEXIST)
 			lg->next_id++; /* somebody put a file there; it is not ours */
-	} while ((fd == -EEXIST || fd == -EINTR || fd == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
+	} while (fd == -EEXIST && tries++ < LOG_RETRY_LIMIT);
 	if (fd < 0)
 		return fd;
 	*out = segment_add(lg, lg->next_id, fd);
@@ -418,7 +416,7 @@ segment_sync_dir(struct log *lg)
 
 	pthread_mutex_lock(&lg->space_lock);
 	upto = lg->next_id;
-	r = lg->cfg.disk->ops->fsync_dir(lg->cfg.disk);
+	LOG_RETRY(r, lg->cfg.disk->ops->fsync_dir(lg->cfg.disk));
 	if (!r) {
 		pthread_mutex_lock(&lg->lock);
 		pthread_mutex_lock(&lg->tab_lock);
@@ -440,7 +438,7 @@ trim_segment(struct log *lg, struct segment *s)
 	int r;
 
 	pthread_mutex_lock(&lg->space_lock);
-	r = lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)s->used);
+	LOG_RETRY(r, lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)s->used));
 	if (!r) {
 		pthread_mutex_lock(&lg->lock);
 		s->alloc = s->soft = s->used;
@@ -468,10 +466,10 @@ delete_segment(struct log *lg, struct segment *s)
 		return 0;
 	}
 	segment_name(name, s->id);
-	r = d->ops->unlink(d, name);
+	LOG_RETRY(r, d->ops->unlink(d, name));
 	if (r && r != -ENOENT)
 		return r;
-	r = d->ops->fsync_dir(d);
+	LOG_RETRY(r, d->ops->fsync_dir(d));
 	if (r)
 		return r;
 	pthread_mutex_lock(&lg->lock);

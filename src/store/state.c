@@ -211,16 +211,22 @@ tomb_review(struct log_store *s, uint32_t gone_seg)
 	s->ntombs = n;
 }
 
-/* ---- large values ---- */
+/* ---- large values: keyed by the entry, which does not move while it has an extra ---- */
+
+static size_t
+slot_of(const struct index_entry *e, unsigned slots)
+{
+	return (size_t)((uintptr_t)e * UINT64_C(0x9e3779b97f4a7c15) >> 32) & (slots - 1);
+}
 
 struct large *
-large_find(struct log_store *s, uint64_t ino)
+large_find(struct log_store *s, const struct index_entry *e)
 {
 	struct large *l;
 
 	if (!s->large_slots)
 		return NULL;
-	for (l = s->larges[ino & (s->large_slots - 1)]; l && l->ino != ino; l = l->hnext)
+	for (l = s->larges[slot_of(e, s->large_slots)]; l && l->e != e; l = l->hnext)
 		;
 	return l;
 }
@@ -237,8 +243,8 @@ large_grow(struct log_store *s)
 	for (unsigned i = 0; i < s->large_slots; i++) {
 		while ((l = s->larges[i])) {
 			s->larges[i] = l->hnext;
-			l->hnext = t[l->ino & (slots - 1)];
-			t[l->ino & (slots - 1)] = l;
+			l->hnext = t[slot_of(l->e, slots)];
+			t[slot_of(l->e, slots)] = l;
 		}
 	}
 	free(s->larges);
@@ -253,7 +259,7 @@ large_insert(struct log_store *s, struct large *l)
 
 	if (s->nlarges >= s->large_slots)
 		large_grow(s);
-	slot = &s->larges[l->ino & (s->large_slots - 1)];
+	slot = &s->larges[slot_of(l->e, s->large_slots)];
 	l->hnext = *slot;
 	*slot = l;
 	l->prev = s->large_list.prev;
@@ -266,7 +272,7 @@ large_insert(struct log_store *s, struct large *l)
 static void
 large_remove(struct log_store *s, struct large *l)
 {
-	struct large **p = &s->larges[l->ino & (s->large_slots - 1)];
+	struct large **p = &s->larges[slot_of(l->e, s->large_slots)];
 
 	while (*p != l)
 		p = &(*p)->hnext;
@@ -307,7 +313,7 @@ state_from_entry(struct log_store *s, const struct index_entry *e, struct kstate
 		st->xattr_size = x->xattr_size;
 		st->value = x->value;
 	}
-	l = st->value ? large_find(s, st->ino) : NULL;
+	l = st->value ? large_find(s, e) : NULL;
 	if (l) {
 		st->trail = l->trail;
 		st->full_seg = l->full_seg;
@@ -364,14 +370,14 @@ state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 		return 0;
 	if (index_owner_put(s->ix, after->mode, after->uid, after->gid, &after->owner))
 		return -ENOMEM;
-	if (after->value && (more || !large_find(s, after->ino))) {
+	e = index_find(s->ix, key, klen, hash);
+	if (after->value && (more || !e || !large_find(s, e))) {
 		if (!s->large_slots)
 			large_grow(s);
 		*spare = s->large_slots ? calloc(1, sizeof(**spare)) : NULL;
 		if (!*spare)
 			return -ENOMEM;
 	}
-	e = index_find(s->ix, key, klen, hash);
 	if (!e) {
 		e = index_insert(s->ix, key, klen, hash);
 		if (!e)
@@ -449,6 +455,8 @@ entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st, 
 	if (x->expires != st->expires || (st->expires && !x->heap_pos)) {
 		x->expires = st->expires;
 		(void)index_expiry_update(s->ix, e); /* without memory it still ends in time, only nobody is told */
+		if (st->expires && index_expiry_first(s->ix) == e)
+			background_wake(s); /* its timer stands later */
 	}
 	if (!needs_extra(st) && !more)
 		index_extra_drop(s->ix, e);
@@ -457,16 +465,15 @@ entry_fill(struct log_store *s, struct index_entry *e, const struct kstate *st, 
 static void
 large_install(struct log_store *s, struct index_entry *e, const struct kstate *st, struct large **spare)
 {
-	struct large *l = large_find(s, st->ino);
+	struct large *l = large_find(s, e);
 
 	if (!l) {
 		l = *spare;
 		*spare = NULL;
 		assert(l);
-		l->ino = st->ino;
+		l->e = e;
 		large_insert(s, l);
 	}
-	l->e = e;
 	l->full_seg = st->full_seg;
 	l->full_off = st->full_off;
 	l->trail = st->trail;
@@ -505,8 +512,8 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 		assert(!after->exists);
 		return;
 	}
-	if (old->exists && old->value && drop_old && !(after->exists && after->value && after->ino == old->ino))
-		gone = large_find(s, old->ino);
+	if (old->exists && old->value && !(after->exists && after->value))
+		gone = large_find(s, e);
 	s->keys += after->exists;
 	s->keys -= old->exists;
 	entry_clear(s, e, old, drop_old);
@@ -533,7 +540,7 @@ state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *s
 	struct index_entry *e = index_find(s->ix, key, klen, hash) ? NULL : index_insert(s->ix, key, klen, hash);
 	struct large *spare = NULL;
 
-	if (st->value && !large_find(s, st->ino))
+	if (st->value)
 		spare = calloc(1, sizeof(*spare));
 	if (!e || (st->value && !spare) || (needs_extra(st) && !index_extra_add(s->ix, &e)))
 		goto out_drop;
@@ -598,7 +605,7 @@ check_entry(void *arg, struct index_entry *e, uint64_t cookie)
 	for (uint32_t i = 0; i < st.trail.n; i++)
 		check_add(ca, st.trail.part[i].seg, st.trail.part[i].bytes);
 	if (st.value) {
-		l = large_find(ca->s, st.ino);
+		l = large_find(ca->s, e);
 		ca->bad |= !l || l->e != e || value_size(st.value) != st.size;
 		(void)value_walk(st.value, check_extent, ca); /* never stops */
 	}

@@ -195,7 +195,8 @@ struct store {
 
 /**
  * Stop cleanly: wait for what is under way, flush, write the index checkpoint, free. No request may be pending, no
- * snap or draft open. Blocks. Return: 0 or -errno (the data is safe either way, the next start is only slower).
+ * snap or draft open, every io that was used with the store has been run until nothing is in flight (or was destroyed).
+ * Blocks. Return: 0 or -errno (the data is safe either way, the next start is only slower).
  */
 static inline int
 store_close(struct store *s)

@@ -142,7 +142,7 @@ configure(struct app *a, int argc, char **argv)
 	if (!rc)
 		rc = mountpoint_resolve(a->cl.mountpoint, &a->mountpoint, err, sizeof(err));
 	if (!rc)
-		rc = mountpoint_prepare(a->mountpoint, err, sizeof(err));
+		rc = mountpoint_prepare(a->mountpoint, 1000000000, err, sizeof(err));
 	if (rc)
 		diag_err("%s", err);
 	return rc;

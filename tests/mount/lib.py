@@ -367,14 +367,17 @@ class Mount:
                 raise Fail("kvfs -o %s: not mounted after 30 s" % opts)
             time.sleep(0.005)
 
-    def mounted(self):
-        """On /proc/self/mountinfo and answering."""
+    def mounted_at_all(self):
         name = self.path.replace("\\", "\\134").replace(" ", "\\040")
         with open("/proc/self/mountinfo") as info:
-            if not any(line.split()[4] == name for line in info):
-                return False
+            return any(line.split()[4] == name for line in info)
+
+    def mounted(self):
+        """On /proc/self/mountinfo and answering."""
+        if not self.mounted_at_all():
+            return False
         try:
-            os.stat(self.path)
+            os.statvfs(self.path)  # always asked, where a dead mount may still answer stat from the kernel's cache
             return True
         except OSError:
             return False
@@ -428,15 +431,32 @@ class Mount:
         check(status == 0, "kvfs ended with %d after unmount: %s" % (status, self.last_words()))
         self.start(options)
 
+    def kill_daemon(self):
+        """SIGKILL; the dead mount stays. A daemon that does not go (a thread of it waits in the kernel) is a failure."""
+        daemon, self.daemon = self.daemon, None
+        if daemon is None:
+            return
+        daemon.kill()
+        try:
+            daemon.wait(15)
+        except subprocess.TimeoutExpired:
+            self.abort()
+            daemon.wait()
+            raise Fail("15 s after SIGKILL kvfs is still there, and so are those who wait for it") from None
+
+    def abort(self):
+        """Have the kernel end the connection: frees everybody who waits for an answer."""
+        if self.mounted_at_all():
+            subprocess.run(["umount", "-f", self.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
     def kill(self):
         """SIGKILL the daemon and take the dead mount away."""
         if PLAIN:
             return
-        if self.daemon is not None:
-            self.daemon.kill()
-            self.daemon.wait()
-            self.daemon = None
-        subprocess.run(["fusermount3", "-uz", self.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.kill_daemon()
+        finally:
+            subprocess.run(["fusermount3", "-uz", self.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stats(self):
         """MNT/.kvfs/stats as a dict."""
@@ -458,7 +478,10 @@ class Mount:
                 self.daemon.wait(5)
             except subprocess.TimeoutExpired:
                 pass
-        self.kill()
+        try:
+            self.kill()
+        except Fail as problem:
+            print("# " + str(problem))
         shutil.rmtree(self.temp, ignore_errors=True)
 
 
@@ -498,7 +521,7 @@ class Watchdog(threading.Thread):
                 faulthandler.dump_traceback(all_threads=True)
                 for mount in list(Mount.all):
                     print("# kvfs: " + mount.last_words(), flush=True)
-                    mount.kill()
+                    mount.abort()
                     mount.destroy()
                 os._exit(1)
 

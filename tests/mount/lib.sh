@@ -5,7 +5,7 @@
 #
 # T is a temporary directory, D the store's data (not yet there), M the mount point. All of it is taken away at the end,
 # whatever happens. A case is a function `case_NAME`; run_cases runs each in a subshell with a time limit and prints
-# `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`. What it leaves in T/note is shown beside the `ok`.
+# `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`. A command that fails ends its case, as with set -e. What it leaves in T/note is shown beside the `ok`.
 
 : "${KVFS:=build/kvfs}" "${KVFSCTL:=build/kvfsctl}" "${BUILD:=build}" "${TRANSPORT:=dev}"
 export KVFS KVFSCTL BUILD TRANSPORT
@@ -113,7 +113,7 @@ kv_mount()
 
 mounted_or_dead()
 {
-	[ -s "$T/status" ] || { is_mounted "$M" && stat "$M" > /dev/null 2>&1; }
+	[ -s "$T/status" ] || { is_mounted "$M" && stat -f "$M" > /dev/null 2>&1; }
 }
 
 kv_pid()
@@ -220,7 +220,7 @@ run_cases()
 		: > "$T/reason"
 		: > "$T/note"
 		begin=$SECONDS
-		( set -o pipefail; set -E; trap 'echo "line $LINENO: $BASH_COMMAND" > "$T/where"' ERR
+		( set -o pipefail; set -E; trap 'echo "line $LINENO: $BASH_COMMAND" > "$T/where"; exit 1' ERR
 		  : > "$T/where"; "case_$name" ) > "$T/said" 2>&1 &
 		pid=$!
 		( exec 0</dev/null 1>/dev/null 2>&1
