@@ -78,7 +78,8 @@ print_help(void)
 	       "\n"
 	       "Options, for -o or the configuration (kvfs.conf(5)):\n");
 	config_print_help(stdout);
-	printf("\nThe generic options of mount(8) are understood; nosuid, nodev and default_permissions always hold.\n");
+	printf("\nThe generic options of mount(8) are understood; nosuid and nodev always hold, default_permissions\n"
+	       "with allow_other.\n");
 }
 
 static int
@@ -381,8 +382,12 @@ fuse_options(const struct app *a)
 
 	if (!source)
 		return NULL;
-	n = asprintf(&opts, "default_permissions,nosuid,nodev,subtype=kvfs,fsname=%s%s%s%s%s", source,
-		     a->cfg.allow_other ? ",allow_other" : "", a->cfg.ro ? ",ro" : "", *a->cl.pass ? "," : "",
+	/*
+	 * Without allow_other only the mounting user gets here; checking modes would cost him a GETATTR of the directory after
+	 * each change of it (fuse_permission). -o default_permissions asks for it all the same.
+	 */
+	n = asprintf(&opts, "nosuid,nodev,subtype=kvfs,fsname=%s%s%s%s%s", source,
+		     a->cfg.allow_other ? ",default_permissions,allow_other" : "", a->cfg.ro ? ",ro" : "", *a->cl.pass ? "," : "",
 		     a->cl.pass);
 	free(source);
 	return n < 0 ? NULL : opts;

@@ -121,11 +121,17 @@ sl_reopen(struct sl *sl)
 }
 
 void
-sl_crash(struct sl *sl)
+sl_abandon(struct sl *sl)
 {
 	drain(sl);
 	log_store_abandon(sl->st);
 	sl->st = NULL;
+}
+
+void
+sl_crash(struct sl *sl)
+{
+	sl_abandon(sl);
 	must(!sl_open(sl), "open after a crash failed");
 }
 

@@ -35,6 +35,7 @@ int sl_close(struct sl *sl);
 /** Close (or abandon) and open again. */
 void sl_reopen(struct sl *sl);
 void sl_crash(struct sl *sl);
+void sl_abandon(struct sl *sl);
 
 struct store_req *sl_req(struct sl *sl, struct sl_wait *w);
 int sl_wait(struct sl *sl, struct sl_wait *w, int ret);

@@ -778,6 +778,233 @@ every_failing_operation_is_survived(void **state)
 	}
 }
 
+/* ---- crashes ---- */
+
+#define CRASH_APPENDS 120
+
+/* What a workload was promised, by number of recorded operations. */
+struct history {
+	struct put put[CRASH_APPENDS];
+	struct put sync[CRASH_APPENDS];
+	uint64_t sync_upto[CRASH_APPENDS];
+	unsigned nsync;
+};
+
+static uint64_t
+rnd(uint64_t *state)
+{
+	uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
+
+	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return z ^ (z >> 31);
+}
+
+static void
+run_workload(struct env *e, struct history *h, uint64_t seed)
+{
+	uint64_t last = 0;
+
+	memset(h, 0, sizeof(*h));
+	for (unsigned i = 0; i < CRASH_APPENDS; i++) {
+		struct put *p = &h->put[i];
+
+		p->a.io = e->io;
+		p->a.need = rnd(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE;
+		p->d = e->d;
+		p->applied_last = &last;
+		assert_int_equal(put_append(e->lg, p, i + 1, 1 + (unsigned)(rnd(&seed) % 3), PAYLOAD_MAX, false), 0);
+		if (rnd(&seed) % 8 == 0) {
+			struct put *s = &h->sync[h->nsync];
+
+			s->a.io = e->io;
+			s->a.done = put_done;
+			s->d = e->d;
+			h->sync_upto[h->nsync++] = i + 1;
+			assert_int_equal(log_sync(e->lg, &s->a), 0);
+		}
+		if (rnd(&seed) % 4)
+			log_kick(e->lg, e->io);
+		if (rnd(&seed) % 3 == 0)
+			(void)io_run(e->io, 0);
+		if (rnd(&seed) % 10 == 0)
+			assert_int_equal(log_service(e->lg), 0);
+	}
+	pump(e);
+	for (unsigned i = 0; i < CRASH_APPENDS; i++)
+		assert_true(h->put[i].done == 1 && h->put[i].err == 0);
+}
+
+/* The least that must be there after a crash at `point`. */
+static uint64_t
+promised(const struct history *h, uint64_t point, bool exact)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < CRASH_APPENDS; i++)
+		if ((exact || h->put[i].a.need == LOG_DURABLE) && h->put[i].acked <= point)
+			n = i + 1;
+	for (unsigned i = 0; i < h->nsync; i++)
+		if (h->sync[i].acked <= point && h->sync_upto[i] > n)
+			n = h->sync_upto[i];
+	return n;
+}
+
+/* Recover a crash image; it must hold a whole prefix, nothing damaged. Return: its length. */
+static uint64_t
+recover_prefix(struct env *e, uint64_t least)
+{
+	struct seen s = { .all_known = true };
+	uint64_t n;
+
+	if (env_open(e, start, see, &s))
+		fail_msg("recovery failed: %s", e->err);
+	assert_int_equal(s.damaged, 0);
+	assert_int_equal(s.gaps, 0);
+	assert_int_equal(s.part, 0);
+	for (uint64_t i = 0; i < s.n; i++)
+		assert_int_equal(s.number[i], i + 1);
+	n = s.n;
+	assert_in_range(n, least, CRASH_APPENDS + 1);
+	seen_free(&s);
+	return n;
+}
+
+/* Crashes during recovery, and after it: what was recovered is durable; new appends follow it. */
+static void
+check_recovery_itself(struct env *e, uint64_t least, uint64_t seed)
+{
+	struct env e2 = *e;
+	uint64_t n = recover_prefix(e, least), end = simdisk_recorded(e->d), m;
+
+	for (uint64_t p = 0; p <= end; p++) {
+		for (int kind = SIM_EXACT; kind < SIM_NCRASH; kind++) {
+			e2.d = simdisk_crash(e->d, p, UINT64_MAX, kind, seed);
+			m = recover_prefix(&e2, least);
+			if (p == end)
+				assert_int_equal(m, n);
+			env_close(&e2);
+			disk_destroy(e2.d);
+		}
+	}
+	(void)put_one(e, n + 1, LOG_DURABLE);
+	e2.d = simdisk_crash(e->d, simdisk_recorded(e->d), UINT64_MAX, SIM_LOST, seed);
+	assert_int_equal(recover_prefix(&e2, n + 1), n + 1);
+	env_close(&e2);
+	disk_destroy(e2.d);
+	env_close(e);
+}
+
+static void
+check_crash(struct env *e, const struct history *h, uint64_t point, uint64_t cut, enum sim_crash kind, uint64_t seed)
+{
+	struct env c = { .io = e->io, .cfg = e->cfg };
+	uint64_t least = promised(h, point, kind == SIM_EXACT && cut == UINT64_MAX);
+
+	if (cut != UINT64_MAX)
+		least = promised(h, point - 1, kind == SIM_EXACT);
+	c.d = simdisk_crash(e->d, point, cut, kind, seed);
+	if (seed % 16 == 5) {
+		check_recovery_itself(&c, least, seed);
+	} else {
+		(void)recover_prefix(&c, least);
+		env_close(&c);
+	}
+	disk_destroy(c.d);
+}
+
+static void
+run_crashes(bool dsync, uint64_t seed, unsigned images)
+{
+	static struct history h;
+	struct env e = env_new(dsync, 48 << 10);
+	uint64_t n, len;
+
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	run_workload(&e, &h, seed);
+	n = simdisk_recorded(e.d);
+	for (uint64_t p = 0; p <= n; p++) {
+		check_crash(&e, &h, p, UINT64_MAX, SIM_EXACT, 0);
+		check_crash(&e, &h, p, UINT64_MAX, SIM_LOST, 0);
+		for (unsigned i = 0; i < images; i++) {
+			check_crash(&e, &h, p, UINT64_MAX, SIM_REORDER, seed * 1000 + i);
+			check_crash(&e, &h, p, UINT64_MAX, SIM_STALE, seed * 1000 + i);
+		}
+		if (p && simdisk_recorded_op(e.d, p - 1, &len) == SIM_WRITE)
+			for (unsigned i = 0; i < images; i++)
+				check_crash(&e, &h, p, len * i / images + (p + i) % 7,
+					    i % 2 ? SIM_EXACT : SIM_REORDER, i);
+	}
+	env_free(&e);
+}
+
+static void
+crash_anywhere_leaves_a_prefix_with_all_that_was_promised(void **state)
+{
+	uint64_t seeds = getenv("LOG_CRASH_SEEDS") ? strtoull(getenv("LOG_CRASH_SEEDS"), NULL, 10) : 3;
+
+	(void)state;
+	for (uint64_t seed = 1; seed <= seeds; seed++) {
+		print_message("seed %llu\n", (unsigned long long)seed);
+		run_crashes(false, seed, 3);
+		run_crashes(true, seed, 3);
+	}
+}
+
+static void
+last_write_cut_at_every_byte_is_a_torn_tail(void **state)
+{
+	static struct history h;
+	struct env e = env_new(true, 48 << 10);
+	uint64_t n, len = 0, cuts = 0;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	run_workload(&e, &h, 77);
+	n = simdisk_recorded(e.d);
+	for (uint64_t p = n / 2; p <= n && cuts < 2000; p++) {
+		if (simdisk_recorded_op(e.d, p - 1, &len) != SIM_WRITE || len > 4000)
+			continue;
+		for (uint64_t cut = 0; cut < len; cut++, cuts++)
+			check_crash(&e, &h, p, cut, SIM_EXACT, 0);
+	}
+	env_free(&e);
+}
+
+/* A disk whose flushes do nothing must be caught by the crash test. */
+static void
+forgotten_flush_would_be_noticed(void **state)
+{
+	static struct history h;
+	unsigned caught = 0;
+
+	(void)state;
+	for (unsigned what = 0; what < 2; what++) {
+		struct env e = env_new(what == 0, 48 << 10);
+		uint64_t n;
+
+		simdisk_ignore(e.d, what ? SIM_FSYNC_DIR : SIM_FDATASYNC);
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		run_workload(&e, &h, 5);
+		n = simdisk_recorded(e.d);
+		for (uint64_t p = 0; p <= n; p++) {
+			struct env c = { .io = e.io, .cfg = e.cfg, .d = simdisk_crash(e.d, p, UINT64_MAX, SIM_LOST, 1) };
+			struct seen s = { .all_known = true };
+
+			assert_int_equal(env_open(&c, start, see, &s), 0);
+			if (s.n < promised(&h, p, false)) {
+				caught |= 1u << what;
+				p = n;
+			}
+			seen_free(&s);
+			env_close(&c);
+			disk_destroy(c.d);
+		}
+		env_free(&e);
+	}
+	assert_int_equal(caught, 3);
+}
+
 int
 main(void)
 {
@@ -799,6 +1026,9 @@ main(void)
 		cmocka_unit_test(short_write_then_no_space_ends_the_log),
 		cmocka_unit_test(failed_flush_ends_the_log),
 		cmocka_unit_test(every_failing_operation_is_survived),
+		cmocka_unit_test(crash_anywhere_leaves_a_prefix_with_all_that_was_promised),
+		cmocka_unit_test(last_write_cut_at_every_byte_is_a_torn_tail),
+		cmocka_unit_test(forgotten_flush_would_be_noticed),
 	};
 
 	diag_set_level(DIAG_ERR);

@@ -9,6 +9,7 @@
  *
  * The second test runs on a simulated disk and cuts the power at many points, also while it recovers and compacts: what is
  * left must be the state after some operation, not before the last one known to be durable, not after the last one begun.
+ * (Operations on different keys that are under way at once have no order: then this holds for each key alone.)
  *
  * KVFS_MODEL_OPS   number of operations (default 1,000,000)
  * KVFS_MODEL_CUTS  number of power cuts (default 6,000)
@@ -41,6 +42,7 @@
 #define POOL (4u << 20)
 #define VALUE_MAX_SIZE (3u << 20)
 #define RUN_OPS 50000u
+#define CUT_KEYS 14u
 
 /* ---- the model ---- */
 
@@ -88,8 +90,9 @@ struct run {
 
 /* The state after an operation, and how many operations of the disk there had been when it ... */
 struct shot {
-	uint64_t fp;
+	uint64_t key[CUT_KEYS]; /* hash of each, 0: not there */
 	uint64_t begun, acked, durable;
+	bool burst;
 };
 
 static char *pool;
@@ -774,25 +777,18 @@ hash_key(const char *name, size_t len, const struct store_attr *a, const char *d
 	return XXH3_64bits_withSeed(data, a->size, h);
 }
 
-static uint64_t
-model_fp(const struct run *r)
+static void
+shot_take(struct run *r, uint64_t begun, bool burst)
 {
-	uint64_t fp = 0;
+	struct shot *s = &r->shot[r->nshots++];
 
-	for (unsigned i = 0; i < r->nkeys; i++) {
+	*s = (struct shot){ .begun = begun, .acked = UINT64_MAX, .durable = UINT64_MAX, .burst = burst };
+	for (unsigned i = 0; i < CUT_KEYS; i++) {
 		const struct mkey *k = &r->key[i];
 
 		if (k->exists)
-			fp += hash_key(k->name, strlen(k->name), &k->a, k->data, k->xattrs);
+			s->key[i] = hash_key(k->name, strlen(k->name), &k->a, k->data, k->xattrs);
 	}
-	return fp;
-}
-
-static void
-shot_take(struct run *r, uint64_t begun)
-{
-	r->shot[r->nshots++] = (struct shot){ .fp = model_fp(r), .begun = begun, .acked = UINT64_MAX,
-					      .durable = UINT64_MAX };
 }
 
 /* Everything so far has been answered; `durable`: and is on stable storage. */
@@ -915,7 +911,7 @@ do_burst(struct run *r)
 
 		burst_one(r, &flight[i]);
 		if (r->shot)
-			shot_take(r, begun);
+			shot_take(r, begun, true);
 		if (chance(r, 20))
 			(void)io_run(r->sl.io, 0);
 	}
@@ -1083,57 +1079,78 @@ one_run(uint64_t seed, uint64_t ops)
 
 /* ---- power cuts ---- */
 
-struct fp_arg {
-	struct sl *sl;
-	char name[KEYS * 2][STORE_KEY_MAX + 1];
-	struct store_attr attr[KEYS * 2];
-	unsigned n;
+struct held {
+	struct run *r;
+	uint64_t key[CUT_KEYS];
+	struct store_attr attr[CUT_KEYS];
 };
 
 static int
-fp_entry(void *arg, const struct store_entry *e)
+held_entry(void *arg, const struct store_entry *e)
 {
-	struct fp_arg *fa = arg;
+	struct held *h = arg;
+	unsigned i = 0;
 
-	CHECK(fa->n < KEYS * 2);
-	memcpy(fa->name[fa->n], e->key.data, e->key.len);
-	fa->name[fa->n][e->key.len] = '\0';
-	fa->attr[fa->n++] = e->attr;
+	while (i < CUT_KEYS && (strlen(h->r->key[i].name) != e->key.len ||
+				memcmp(h->r->key[i].name, e->key.data, e->key.len)))
+		i++;
+	CHECK(i < CUT_KEYS);
+	h->key[i] = 1;
+	h->attr[i] = e->attr;
 	return 0;
 }
 
-/* What a store holds, as model_fp. */
-static uint64_t
-store_fp(struct sl *sl)
+/* What a store holds, as in a shot. */
+static void
+held_take(struct run *r, struct sl *sl, struct held *h)
 {
-	static struct fp_arg fa;
 	struct sl_wait w;
-	uint64_t fp = 0;
 
-	fa.sl = sl;
-	fa.n = 0;
-	CHECK_EQ(sl_wait(sl, &w, store_list(sl->st, 0, NULL, fp_entry, &fa, sl_req(sl, &w))), 0);
-	for (unsigned i = 0; i < fa.n; i++) {
+	memset(h, 0, sizeof(*h));
+	h->r = r;
+	CHECK_EQ(sl_wait(sl, &w, store_list(sl->st, 0, NULL, held_entry, h, sl_req(sl, &w))), 0);
+	for (unsigned i = 0; i < CUT_KEYS; i++) {
 		char xattrs[STORE_XATTR_MAX], *data;
+		const char *name = r->key[i].name;
 		size_t size;
 		uint32_t n;
 
-		CHECK_EQ(sl_get(sl, fa.name[i], &data, &size), 0);
-		CHECK_EQ(size, fa.attr[i].size);
-		CHECK_EQ(sl_xattrs(sl, fa.name[i], xattrs, sizeof(xattrs), &n), 0);
-		CHECK_EQ(n, fa.attr[i].xattr_size);
-		fp += hash_key(fa.name[i], strlen(fa.name[i]), &fa.attr[i], data, xattrs);
+		if (!h->key[i])
+			continue;
+		CHECK_EQ(sl_get(sl, name, &data, &size), 0);
+		CHECK_EQ(size, h->attr[i].size);
+		CHECK_EQ(sl_xattrs(sl, name, xattrs, sizeof(xattrs), &n), 0);
+		CHECK_EQ(n, h->attr[i].xattr_size);
+		h->key[i] = hash_key(name, strlen(name), &h->attr[i], data, xattrs);
 		free(data);
 	}
-	return fp;
 }
 
-/* Open what a crash left; Return: which of the states [from, to] it is. Changes are recorded in img's disk. */
-static unsigned
-cut_open(struct run *r, struct sl *img, struct disk *disk, unsigned from, unsigned to)
+/* Is this one of the states [from, to]? */
+static bool
+held_was(const struct run *r, const struct held *h, unsigned from, unsigned to)
 {
-	uint64_t fp;
+	bool burst = false;
+	unsigned i, j;
 
+	for (j = from; j <= to; j++) {
+		if (!memcmp(h->key, r->shot[j].key, sizeof(h->key)))
+			return true;
+		burst |= r->shot[j].burst;
+	}
+	for (i = 0; burst && i < CUT_KEYS; i++) {
+		for (j = from; j <= to && h->key[i] != r->shot[j].key[i]; j++)
+			;
+		if (j > to)
+			return false;
+	}
+	return burst;
+}
+
+/* Open what a crash left: it must be one of the states [from, to]. Changes are recorded in img's disk. */
+static void
+cut_open(struct run *r, struct sl *img, struct disk *disk, unsigned from, unsigned to, struct held *h)
+{
 	sl_init_disk(img, disk);
 	img->cfg.mode = r->sl.cfg.mode;
 	img->cfg.segment_size = r->sl.cfg.segment_size;
@@ -1141,16 +1158,14 @@ cut_open(struct run *r, struct sl *img, struct disk *disk, unsigned from, unsign
 	img->now = r->sl.now;
 	CHECK_EQ(sl_open(img), 0);
 	CHECK_EQ(live_check(to_ls(img->st)), 0);
-	fp = store_fp(img);
-	for (unsigned i = to + 1; i-- > from;)
-		if (r->shot[i].fp == fp)
-			return i;
+	held_take(r, img, h);
+	if (held_was(r, h, from, to))
+		return;
 	for (unsigned i = 0; i < r->nshots; i++)
-		if (r->shot[i].fp == fp)
-			fprintf(stderr, "model: state %u, allowed are %u to %u of %u\n", i, from, to, r->nshots);
+		if (held_was(r, h, i, i))
+			fprintf(stderr, "model: state %u\n", i);
 	fprintf(stderr, "model: %s%s\n", r->what, img->cfg.rebuild ? ", rebuilding" : "");
 	fail_run("after a power cut: not a state that may be seen", __LINE__);
-	return 0;
 }
 
 /* One power cut, perhaps a second one while recovering or working on. */
@@ -1159,7 +1174,8 @@ cut_once(struct run *r)
 {
 	enum sim_crash kind = (enum sim_crash)below(r, SIM_NCRASH);
 	uint64_t total = simdisk_recorded(r->sl.disk), point = below(r, total + 1), len = 0, cut = UINT64_MAX, sure;
-	unsigned from = 0, to = 0, state, again;
+	unsigned from = 0, to = 0;
+	static struct held h, again;
 	struct disk *disk;
 	struct sl img;
 
@@ -1177,28 +1193,25 @@ cut_once(struct run *r)
 	disk = simdisk_crash(r->sl.disk, point, cut, kind, rnd(r));
 	snprintf(r->what, sizeof(r->what), "mode %d, crash of kind %d after %" PRIu64 " of %" PRIu64 " disk operations, cut %"
 		 PRId64 ", states %u to %u", r->sl.cfg.mode, kind, point, total, (int64_t)cut, from, to);
-	state = cut_open(r, &img, disk, from, to);
+	cut_open(r, &img, disk, from, to, &h);
 	if (chance(r, 30)) {
-		CHECK_EQ(sl_background(&img, LOG_TASK_COMPACT | (chance(r, 50) ? LOG_TASK_CHECKPOINT : 0)), 0);
 		CHECK_EQ(sl_put(&img, r->key[0].name, "x", 1), 0);
 		CHECK_EQ(sl_remove(&img, r->key[0].name), 0);
-	}
-	if (chance(r, 40)) {
+	} else if (chance(r, 60)) {
 		struct sl second;
-		bool changed = simdisk_count(disk, SIM_ANY) && store_fp(&img) != r->shot[state].fp;
-		uint64_t p = below(r, simdisk_recorded(disk) + 1);
+		uint64_t opened = simdisk_recorded(disk), p;
 
-		if (!changed) {
-			again = cut_open(r, &second, simdisk_crash(disk, p, UINT64_MAX, (enum sim_crash)below(r, SIM_NCRASH),
-								   rnd(r)), from, to);
-			CHECK(r->shot[again].fp == r->shot[state].fp || kind == SIM_EXACT);
-			log_store_abandon(second.st);
-			second.st = NULL;
-			sl_destroy(&second);
-		}
+		if (chance(r, 50))
+			CHECK_EQ(sl_background(&img, LOG_TASK_COMPACT | (chance(r, 50) ? LOG_TASK_CHECKPOINT : 0)), 0);
+		p = below(r, simdisk_recorded(disk) + 1);
+		cut_open(r, &second, simdisk_crash(disk, p, UINT64_MAX, (enum sim_crash)below(r, SIM_NCRASH), rnd(r)),
+			 from, to, &again);
+		/* what was seen once stays */
+		CHECK(p < opened || !memcmp(h.key, again.key, sizeof(h.key)));
+		sl_abandon(&second);
+		sl_destroy(&second);
 	}
-	log_store_abandon(img.st);
-	img.st = NULL;
+	sl_abandon(&img);
 	sl_destroy(&img);
 }
 
@@ -1234,7 +1247,7 @@ cut_step(struct run *r)
 		CHECK_EQ(sl_sync(&r->sl), 0);
 		sync = true;
 	}
-	shot_take(r, begun);
+	shot_take(r, begun, false);
 	shots_acked(r, sync);
 }
 
@@ -1248,7 +1261,7 @@ cut_run(uint64_t seed, unsigned cuts)
 	running = &r;
 	run_init(&r, seed, simdisk_new());
 	r.small = true;
-	r.nkeys = 14;
+	r.nkeys = CUT_KEYS;
 	r.sl.cfg.segment_size = 64u << 10;
 	r.shot = calloc(CUT_STEPS * (BURST + 1) + 1, sizeof(*r.shot));
 	assert_non_null(r.shot);

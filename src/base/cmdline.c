@@ -14,7 +14,7 @@
  * because mount.fuse3 adds them when root mounts; a kvfs is nodev,nosuid all the same.
  */
 static const char *const ignored[] = {
-	"async", "atime", "auto", "default_permissions", "defaults", "dev", "diratime", "dirsync", "exec", "group", "lazytime",
+	"async", "atime", "auto", "defaults", "dev", "diratime", "dirsync", "exec", "group", "lazytime",
 	"loud", "_netdev", "noauto", "nodev", "nodiratime", "nofail", "nogroup", "noiversion", "nolazytime", "nomand",
 	"nonempty", "noowner", "norelatime", "nostrictatime", "nosuid", "nouser", "nousers", "owner", "relatime", "silent",
 	"strictatime", "suid", "sync", "user", "users",
@@ -22,7 +22,7 @@ static const char *const ignored[] = {
 static const char *const ignored_prefixes[] = {"x-", "X-", "comment=", "helper=", "subtype=", "uhelper=", "user="};
 
 /* What libfuse, fusermount3 and the kernel want to see. */
-static const char *const passed[] = {"auto_unmount", "noatime", "noexec"};
+static const char *const passed[] = {"auto_unmount", "default_permissions", "noatime", "noexec"};
 static const char *const passed_prefixes[] = {"context=", "defcontext=", "fscontext=", "max_read=", "rootcontext="};
 
 #define IN_LIST(list, text) is_in_list(list, sizeof(list) / sizeof((list)[0]), text)

@@ -3,6 +3,15 @@
 #include "mount/mount.h"
 #include <sys/stat.h>
 
+/* Times before 1970 too: the nanoseconds count upward from the second below. */
+static struct timespec
+ns_ts(int64_t ns)
+{
+	int64_t s = ns / 1000000000, rest = ns % 1000000000;
+
+	return rest < 0 ? (struct timespec){s - 1, rest + 1000000000} : (struct timespec){s, rest};
+}
+
 void
 attr_to_stat(const struct kvfs_mount *m, const struct store_attr *a, struct stat *st)
 {
@@ -19,9 +28,9 @@ attr_to_stat(const struct kvfs_mount *m, const struct store_attr *a, struct stat
 		.st_size = (off_t)a->size,
 		.st_blocks = (blkcnt_t)((a->disk + 511) / 512),
 		.st_blksize = 4096,
-		.st_atim = {a->atime / 1000000000, a->atime % 1000000000},
-		.st_mtim = {a->mtime / 1000000000, a->mtime % 1000000000},
-		.st_ctim = {a->ctime / 1000000000, a->ctime % 1000000000},
+		.st_atim = ns_ts(a->atime),
+		.st_mtim = ns_ts(a->mtime),
+		.st_ctim = ns_ts(a->ctime),
 	};
 }
 

@@ -115,18 +115,22 @@ published(struct rq *r)
 	if (k->ino != r->commit.out.ino && k->named)
 		k->ino = r->commit.out.ino;
 	m->root_changed = now_ns();
+	if (r->commit.out.version > k->committed)
+		k->committed = r->commit.out.version;
 	h->node->told = r->commit.out.version; /* its writer's own writes have set the kernel's size */
-	if (!k->edit_node || k->editors == 0) {
-		if (k->edit_node == NULL && !h->node->moved && !h->node->tainted)
-			k->cur = h->node;
-		return go_on(r, 0);
-	}
-	/* Open edits are void: the value is a new one. Their handles go on with it. */
+	/* Edits are void: the value is a new one. Their handles, if any is still open, go on with it. */
 	if (k->edit) {
 		k->edit->stale = true;
 		rq_resume_all(&k->edit->waiters);
 		mdraft_put(m, k->edit);
 		k->edit = NULL;
+	}
+	if (k->editors == 0)
+		k->edit_node = NULL;
+	if (!k->edit_node) {
+		if (!h->node->moved && !h->node->tainted)
+			k->cur = h->node;
+		return go_on(r, 0);
 	}
 	r->raw_snap = NULL;
 	r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, 2));
@@ -312,7 +316,7 @@ edit_draft_get(struct rq *r, struct key *k)
 		r->err = -ENOMEM;
 		return RQ_DONE;
 	}
-	if (x && x->snap) {
+	if (x && x->snap && x->version >= k->committed) {
 		r->err = store_draft_new(m->store, x->snap->snap, &d->draft);
 	} else {
 		/* truncate(2) without a handle: base it on the committed value. */
@@ -366,6 +370,8 @@ edit_committed(struct rq *r)
 		err = 0;
 	else if (!err) {
 		d->cgen = r->version;
+		if (r->commit.out.version > k->committed)
+			k->committed = r->commit.out.version;
 		d->have_mtime = d->have_atime = d->wgen != d->cgen && (d->have_mtime || d->have_atime);
 		if (x && !d->stale) {
 			if (x->pages == x->version)

@@ -508,6 +508,17 @@ key_settle(struct rq *r, struct key *k, const struct handle *except)
 	return RQ_DONE;
 }
 
+enum rq_result
+release_settle(struct rq *r)
+{
+	if (r->settled || !worker_current() || session_workers(r->m->session) < 2)
+		return RQ_DONE;
+	r->m->counters.barriers++;
+	r->barrier.fn = barrier_passed;
+	worker_barrier(&r->barrier);
+	return RQ_WAIT;
+}
+
 /* ---- moves ---- */
 
 void
@@ -534,7 +545,7 @@ move_find(struct kvfs_mount *m, pid_t tid, const struct key *k)
 	for (struct list *l = m->moves.next; l != &m->moves; l = l->next) {
 		struct move *mv = list_entry(l, struct move, link);
 
-		if (mv->tid == tid && mv->key == k)
+		if (mv->tid == tid && (!k || mv->key == k))
 			return mv;
 	}
 	return NULL;

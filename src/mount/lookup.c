@@ -72,6 +72,19 @@ lookup_found(struct rq *r)
 	return entry_reply(r, n, &r->attr, mv != NULL);
 }
 
+/* What bears the name now: a rename may have changed that while we waited. */
+static void
+lookup_key(struct rq *r)
+{
+	struct key *k = key_find(r->m, r->name, r->name_len);
+
+	if (k)
+		key_ref(k);
+	if (r->key)
+		key_put(r->m, r->key);
+	r->key = k;
+}
+
 static enum rq_result
 lookup_step(struct rq *r)
 {
@@ -80,11 +93,7 @@ lookup_step(struct rq *r)
 	switch (r->state) {
 	case 0:
 		move_sweep(m);
-		if (!r->key) {
-			r->key = key_find(m, r->name, r->name_len);
-			if (r->key)
-				key_ref(r->key);
-		}
+		lookup_key(r);
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
@@ -106,11 +115,7 @@ lookup_step(struct rq *r)
 		if (r->err)
 			return rq_err(r, r->err);
 		/* A key object that appeared meanwhile. */
-		if (!r->key) {
-			r->key = key_find(m, r->name, r->name_len);
-			if (r->key)
-				key_ref(r->key);
-		}
+		lookup_key(r);
 		return lookup_found(r);
 	}
 }
@@ -247,8 +252,8 @@ getattr_step(struct rq *r)
 
 	switch (r->state) {
 	case 0:
-		if (!k->named)
-			return getattr_frozen(r, n);
+		if (!k->named) /* after expiry a path may still lead here */
+			return k->expired && !r->by_handle ? rq_err(r, -ESTALE) : getattr_frozen(r, n);
 		if (k->candidates && key_settle(r, k, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		if (k->closing)
@@ -319,17 +324,54 @@ getattr_special(struct rq *r)
 	else
 		ctl_stat(r->m, r->nodeid, st);
 	/* The kernel drops the root's attributes itself when it changes the directory. */
-	if (r->nodeid != ROOT_NODEID || r->m->lease_ns == STORE_LEASE_FOREVER)
-		r->out.entry.attr_timeout = ctl_is(r->nodeid) && r->nodeid != CTL_NODEID ? 0 : 1;
+	if (r->nodeid == CTL_NODEID || (r->nodeid == ROOT_NODEID && r->m->lease_ns == STORE_LEASE_FOREVER))
+		r->out.entry.attr_timeout = r->nodeid == ROOT_NODEID ? 1 : FOREVER_S;
 	return RQ_DONE;
 }
 
 void
 op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	(void)fi;
 	struct rq *r = rq_new(req, ino == ROOT_NODEID || ctl_is(ino) ? getattr_special : getattr_step);
 
+	if (!r)
+		return;
+	r->nodeid = ino;
+	r->by_handle = fi != NULL;
+	rq_run(r);
+}
+
+/* ---- ACCESS ---- */
+
+/* Asked only without default_permissions, when nobody but the mounting user comes here: is the key still there? */
+static enum rq_result
+access_step(struct rq *r)
+{
+	struct node *n = node_find(r->m, r->nodeid);
+	int64_t ksize = n ? n->ksize : 0;
+	pid_t by = n ? n->ksize_by : 0;
+	enum rq_result res = getattr_step(r);
+
+	if (res != RQ_DONE || r->out.kind != REPLY_ATTR)
+		return res;
+	if (n) { /* the kernel is told no size after all */
+		n->ksize = ksize;
+		n->ksize_by = by;
+	}
+	return rq_err(r, 0);
+}
+
+void
+op_access(fuse_req_t req, fuse_ino_t ino, int mask)
+{
+	struct rq *r;
+
+	(void)mask;
+	if (ino == ROOT_NODEID || ctl_is(ino)) {
+		fuse_reply_err(req, 0);
+		return;
+	}
+	r = rq_new(req, access_step);
 	if (!r)
 		return;
 	r->nodeid = ino;
@@ -624,6 +666,7 @@ op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct
 	r->st = *attr;
 	r->to_set = (unsigned)to_set;
 	r->h = fi ? (struct handle *)(uintptr_t)fi->fh : NULL;
+	r->by_handle = fi != NULL;
 	rq_run(r);
 }
 

@@ -34,6 +34,7 @@ static const struct fuse_lowlevel_ops ops = {
 	.forget_multi = op_forget_multi,
 	.getattr = op_getattr,
 	.setattr = op_setattr,
+	.access = op_access,
 	.statfs = op_statfs,
 	.open = op_open,
 	.create = op_create,

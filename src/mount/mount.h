@@ -93,9 +93,11 @@ struct key {
 	struct lhash_item by_name; /* in m->keys while named */
 	char *name;
 	uint32_t name_len;
+	bool expired;        /* nameless because its TTL ended: the kernel may still have the name for it */
 	bool named;          /* false: deleted, replaced or expired; handles may still be open */
 	unsigned refs;       /* nodes, handles, requests */
 	uint64_t ino;
+	uint64_t committed;   /* the largest version of it that was seen committed: what an edit must be based on */
 	uint32_t incarnation; /* of the next node */
 	struct list nodes;    /* node.of_key */
 	struct node *cur;     /* the node that a lookup gives, unless it has become unusable */
@@ -210,7 +212,7 @@ struct rq {
 	struct key *queued;/* counted in its exclude_waiting */
 	unsigned tries;
 	enum store_sync sync;
-	bool exclusive, exclusive2, flag, flag2, settled;
+	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
 	size_t got;
 	void *buf;
 	size_t buf_size;
@@ -347,12 +349,18 @@ enum rq_result turn_watch(struct rq *r, struct key *k, uint64_t ino, bool *again
 void turn_end_exclude(struct key *k);
 
 void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
+/** k NULL: of any key. */
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
 
 /** An intended empty value may be on its way (a RELEASE not yet seen, or its publication): wait. As turn_share. */
 enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *except);
+/**
+ * Somebody else's handle is in the way: perhaps its RELEASE is on its way. RQ_WAIT: that is being found out, the step is
+ * entered again; RQ_DONE: it is really there.
+ */
+enum rq_result release_settle(struct rq *r);
 /** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */
 struct handle *key_own_writer(struct key *k, pid_t pid);
 bool key_has_live_writers(const struct key *k);
@@ -400,10 +408,13 @@ enum rq_result edit_draft_get(struct rq *r, struct key *k);
 
 int notifier_start(struct kvfs_mount *m);
 void notifier_stop(struct kvfs_mount *m);
-/** Queue; `wake` (may be NULL) is resumed when it has been done. m->lock held. */
+/**
+ * Queue; `wake` (may be NULL) is resumed when it has been done. m->lock held. A notification that waits in the kernel
+ * for a lock held by one of our clients keeps a killed daemon half alive, so the log engine's mount sends none that take
+ * the directory's lock.
+ */
 void notify_inval_node(struct kvfs_mount *m, uint64_t nodeid, bool data, struct rq *wake);
 void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake);
-void notify_delete(struct kvfs_mount *m, uint64_t nodeid, const char *name, uint32_t len);
 /** The key's TTL has ended: forget it here and in the kernel, unless it has been put again. */
 void notify_expired(struct kvfs_mount *m, const char *name, uint32_t len, uint64_t ino);
 
@@ -429,6 +440,7 @@ void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup);
 void op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets);
 void op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void op_access(fuse_req_t req, fuse_ino_t ino, int mask);
 void op_statfs(fuse_req_t req, fuse_ino_t ino);
 void op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);

@@ -446,16 +446,24 @@ rename_step(struct rq *r)
 		if (rename_submit(r) == RQ_WAIT)
 			return RQ_WAIT;
 		/* fallthrough */
+	case 4:
+		if (r->err != STORE_UNCERTAIN || ++r->tries >= 20)
+			return rename_done(r);
+		/* Has it happened? Then the old name is gone, or (exchange) is another key. */
+		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->rename.from_out, rq_store(r, 7));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
 	default:
-		if (r->err == STORE_UNCERTAIN && ++r->tries < 20) {
-			r->state = 5;
-			return rename_step(r);
-		}
-		if (r->err == -ENOENT && r->tries) { /* did an uncertain one happen? */
+		if (r->err == -ENOENT || (r->err == 0 && r->rename.from_out.ino != r->attr.ino)) {
 			r->err = 0;
 			r->rename.to_out = r->attr;
+			return rename_done(r);
 		}
-		return rename_done(r);
+		r->state = r->err ? 4 : 5;
+		if (r->err)
+			return rename_done(r);
+		return rename_step(r);
 	}
 }
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum job_kind { JOB_INVAL_NODE_DATA, JOB_INVAL_NODE_ATTR, JOB_INVAL_NAME, JOB_DELETE, JOB_EXPIRED };
+enum job_kind { JOB_INVAL_NODE_DATA, JOB_INVAL_NODE_ATTR, JOB_INVAL_NAME, JOB_EXPIRED };
 
 struct job {
 	struct job *next;
@@ -49,10 +49,24 @@ expire_step(struct rq *r)
 	if (!k || k->ino != r->nodeid || r->err == 0)
 		return rq_err(r, 0);
 	key_ref(k);
-	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next)
-		notify_delete(m, list_entry(l, struct node, of_key)->nodeid, r->name, r->name_len);
-	if (!k->sharing && !k->exclusive) /* else a commit is under way that decides */
+	bool open = false;
+
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		notify_inval_node(m, n->nodeid, false, NULL);
+		open |= n->opens > 0;
+	}
+	/*
+	 * A path that still leads here is sent away by ESTALE, except that fstat of an open file would get it too: then
+	 * the kernel must forget the name.
+	 */
+	if (open)
+		notify_inval_name(m, k->name, k->name_len, NULL);
+	if (!k->sharing && !k->exclusive) { /* else a commit is under way that decides */
+		k->expired = !open;
 		key_detach(m, k);
+	}
 	key_put(m, k);
 	return rq_err(r, 0);
 }
@@ -91,9 +105,6 @@ job_run(struct kvfs_mount *m, const struct job *j)
 		break;
 	case JOB_EXPIRED:
 		expire(m, j);
-		break;
-	case JOB_DELETE:
-		(void)fuse_lowlevel_notify_delete(m->fuse, ROOT_NODEID, j->nodeid, j->name, j->len);
 		break;
 	}
 }
@@ -213,12 +224,6 @@ void
 notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake)
 {
 	job_add(m, JOB_INVAL_NAME, 0, name, len, wake);
-}
-
-void
-notify_delete(struct kvfs_mount *m, uint64_t nodeid, const char *name, uint32_t len)
-{
-	job_add(m, JOB_DELETE, nodeid, name, len, NULL);
 }
 
 void

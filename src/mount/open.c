@@ -120,6 +120,8 @@ open_writer(struct rq *r, struct node *n)
 		move_end(m, mv);
 		n->writers--;
 	} else if (n->opens || n->reserved || n->claimed) {
+		if (release_settle(r) == RQ_WAIT)
+			return RQ_WAIT;
 		if (mv)
 			move_end(m, mv);
 		struct node *w = node_new(m, k);
@@ -242,6 +244,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
 	struct move *mv = move_find(m, r->pid, k);
+	struct move *lost = mv ? NULL : move_find(m, r->pid, NULL); /* sent on, and the name has got another key since */
 	bool live = k->edit_node == n && k->editors;
 	bool arrived = mv && mv->node == n && !mv->writer;
 	bool fits;
@@ -254,13 +257,21 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	}
 	fits = node_usable(n, r->attr.version) &&
 	       (live || (arrived && n->ksize == (int64_t)r->attr.size) || node_size_is(r, n, r->attr.size));
+	if (!fits && !mv && !lost && n->writers + n->opens && release_settle(r) == RQ_WAIT) {
+		store_snap_close(m->store, r->raw_snap);
+		r->raw_snap = NULL;
+		r->state = 0;
+		return RQ_WAIT;
+	}
 	n->opens++; /* keeps it while the move ends */
 	if (mv)
 		move_end(m, mv);
 	n->opens--;
 	if (fits)
 		return open_granted(r, n, edit);
-	return mv ? open_direct(r, n, edit) : open_elsewhere(r, k);
+	if (lost)
+		move_end(m, lost);
+	return mv || lost ? open_direct(r, n, edit) : open_elsewhere(r, k);
 }
 
 /* The key lost its name: only what is open already can be opened again (through /proc/self/fd). */
@@ -316,6 +327,11 @@ open_step(struct rq *r)
 			r->state = 0;
 			return rq_park(r, &k->turn_waiters);
 		}
+		if (r->err == -ENOENT && k->named &&
+		    (k->name_len != r->store_key.len || memcmp(k->name, r->key_text, k->name_len) != 0)) {
+			r->state = 0; /* it was renamed meanwhile */
+			return open_step(r);
+		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
 
@@ -332,6 +348,11 @@ open_step(struct rq *r)
 		if (!k->named || k->ino != r->attr.ino) {
 			store_snap_close(m->store, r->raw_snap);
 			return rq_err(r, -ESTALE);
+		}
+		if (kind == H_EDIT && r->attr.version < k->committed) { /* an edit starts from the newest value */
+			store_snap_close(m->store, r->raw_snap);
+			r->state = 0;
+			return open_step(r);
 		}
 		return open_committed(r, n, kind == H_EDIT);
 	}
@@ -378,6 +399,8 @@ static enum rq_result
 created_reply(struct rq *r, struct handle *h, struct node *n, const struct store_attr *a, bool uncached)
 {
 	entry_fill(r, n, a, uncached);
+	if (uncached) /* the name is not for others yet; the private node's attributes change only through us */
+		r->out.entry.attr_timeout = FOREVER_S;
 	if (h) {
 		open_reply(r, h, false);
 		r->out.kind = REPLY_CREATE;
@@ -527,7 +550,9 @@ create_step(struct rq *r)
 			return rq_err(r, r->err);
 		if (kind == H_REPL)
 			return create_writer(r, r->key);
-		if ((r->err == 0 && ((r->fi.flags & O_EXCL) || r->flag)) || excl_pending(r, r->key))
+		/* (r->tries: an earlier commit of ours may have been the one that made it) */
+		if ((r->err == 0 && ((r->fi.flags & O_EXCL) || r->flag) && !(r->tries && r->attr.ino == r->key->ino)) ||
+		    excl_pending(r, r->key))
 			return rq_err(r, -EEXIST);
 		r->state = 1; /* a wait for the turn comes back here, with r->err still -ENOENT */
 		if (r->err == -ENOENT) {
@@ -555,14 +580,17 @@ create_step(struct rq *r)
 			if (r->err)
 				return rq_err(r, r->err);
 			r->key->need_sync = true;
+			if (r->commit.out.version > r->key->committed)
+				r->key->committed = r->commit.out.version;
 			m->root_changed = now_ns();
 		}
 		if (r->flag) {
+			const struct store_attr *a = r->tries ? &r->attr : &r->commit.out;
 			struct node *n;
 
-			r->key->ino = r->commit.out.ino;
-			n = key_node(m, r->key, r->commit.out.version);
-			return n ? created_reply(r, NULL, n, &r->commit.out, false) : rq_err(r, -ENOMEM);
+			r->key->ino = a->ino;
+			n = key_node(m, r->key, a->version);
+			return n ? created_reply(r, NULL, n, a, false) : rq_err(r, -ENOMEM);
 		}
 		r->raw_snap = NULL;
 		r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr, rq_store(r, 3));
@@ -570,6 +598,10 @@ create_step(struct rq *r)
 			return RQ_WAIT;
 		/* fallthrough */
 	default:
+		if (r->err == 0 && r->attr.version < r->key->committed && r->tries < 20) {
+			store_snap_close(m->store, r->raw_snap);
+			r->err = -ENOENT;
+		}
 		if (r->err == -ENOENT && ++r->tries < 20) {
 			r->state = 0;
 			return create_step(r);

@@ -221,8 +221,10 @@ set_done(struct rq *r)
 	struct key *k = r->key;
 
 	if (!r->err && r->commit.set & STORE_SET_EXPIRY && k->named) {
-		/* The kernel may hold the name with a long timeout: take it back. */
-		notify_inval_name(m, k->name, k->name_len, NULL);
+		/*
+		 * The kernel may hold the attributes with a long timeout: take that back. The name may stay: every use of it
+		 * asks for the attributes, or sends a request that finds the key gone.
+		 */
 		for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next)
 			notify_inval_node(m, list_entry(l, struct node, of_key)->nodeid, false, NULL);
 	}

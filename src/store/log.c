@@ -31,6 +31,7 @@ log_create(const struct log_config *cfg, struct log **out)
 	lg->queue_last = &lg->queue;
 	lg->written_last = &lg->written;
 	lg->next_id = 1;
+	pthread_mutex_init(&lg->service_lock, NULL);
 	pthread_mutex_init(&lg->space_lock, NULL);
 	pthread_mutex_init(&lg->lock, NULL);
 	pthread_mutex_init(&lg->tab_lock, NULL);
@@ -65,6 +66,7 @@ log_destroy(struct log *lg)
 	pthread_mutex_destroy(&lg->tab_lock);
 	pthread_mutex_destroy(&lg->lock);
 	pthread_mutex_destroy(&lg->space_lock);
+	pthread_mutex_destroy(&lg->service_lock);
 	free(lg);
 }
 

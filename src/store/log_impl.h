@@ -4,6 +4,7 @@
  * log; nobody above includes it.
  *
  * Locks, outermost first (the store's lock is outside all of them):
+ *   service_lock  one log_service at a time: only it cuts sealed segments and frees retired ones.
  *   space_lock  making room: fallocate, creating, cutting and deleting segment files. Held over such I/O, taken only by
  *               who needs that room now, and by log_service. Never taken with another lock of the log held.
  *   lock        queue, batches, positions, roles. Never held over I/O or callbacks.
@@ -187,6 +188,7 @@ struct log {
 	uint64_t seed;
 	bool open;  /* log_recover has succeeded */
 
+	pthread_mutex_t service_lock;
 	pthread_mutex_t space_lock;
 	uint32_t next_id; /* protected by space_lock */
 

@@ -2,8 +2,9 @@
 /*
  * log_recover.c - the log at start: which files there are, what they say, where the end is.
  *
- * 1. Every seg-*.log is opened and its header read. One that belongs to another store, another version or another id is
- *    not touched: the start is refused, with the name and the way out.
+ * 1. Every seg-*.log is opened and its header read. One that belongs to another store or another version is not touched:
+ *    the start is refused, with the name and the way out. So it is for one that was renamed, that is: it holds a segment
+ *    that should exist and has no file. (Else a header with another id is what old blocks show after a power cut.)
  * 2. The batches are walked in order from the given place on. The durable point known so far is the given place and what
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
@@ -25,7 +26,7 @@
 
 struct found {
 	uint32_t id;
-	int head;            /* result of reading the header: 0, -ENODATA, -EIO */
+	int head;            /* result of reading the header: 0, -ENODATA, -EIO; -EBADF: another segment's */
 	uint64_t size;       /* of the file */
 	uint64_t end;        /* of the batches, once known */
 	uint64_t bad;        /* first byte that could not be read, UINT64_MAX: none */
@@ -102,7 +103,7 @@ start_walk(struct recovery *rc, struct walk *w, unsigned i)
 static int
 check_header(struct recovery *rc, struct found *f)
 {
-	char name[SEGMENT_NAME_SIZE], other[SEGMENT_NAME_SIZE];
+	char name[SEGMENT_NAME_SIZE];
 
 	segment_name(name, f->id);
 	if (f->head == -EUCLEAN)
@@ -110,11 +111,8 @@ check_header(struct recovery *rc, struct found *f)
 	if (f->head == -EPROTONOSUPPORT)
 		return refuse(rc, -EPROTONOSUPPORT, "%s has a format that this version does not know; use a newer kvfs",
 			      name);
-	if (!f->head && f->h.id != f->id) {
-		segment_name(other, f->h.id);
-		return refuse(rc, -EUCLEAN, "%s is really %s under a wrong name; rename it or move it away", name,
-			      other);
-	}
+	if (!f->head && f->h.id != f->id)
+		f->head = -EBADF;
 	return f->head == -ENOMEM ? -ENOMEM : 0;
 }
 
@@ -519,9 +517,10 @@ note_retired(void *arg, uint32_t id)
 static bool
 is_present(const struct recovery *rc, uint32_t id)
 {
-	struct found key = { .id = id };
+	struct found key = { .id = id }, *f;
 
-	return rc->n && bsearch(&key, rc->f, rc->n, sizeof(key), compare_found);
+	f = rc->n ? bsearch(&key, rc->f, rc->n, sizeof(key), compare_found) : NULL;
+	return f && f->head != -EBADF;
 }
 
 /* Ids in the header of segment i that have no file. */
@@ -575,6 +574,34 @@ find_lost(struct recovery *rc)
 			rc->lost[kept++] = rc->lost[k];
 	rc->nlost = kept;
 	return r;
+}
+
+/* Files with the header of another segment: renamed ones end the start, old blocks count as a damaged header. */
+static int
+check_misnamed(struct recovery *rc)
+{
+	char name[SEGMENT_NAME_SIZE], other[SEGMENT_NAME_SIZE];
+	uint32_t newest = 0;
+
+	for (unsigned i = 0; i < rc->n; i++)
+		if (!rc->f[i].head)
+			newest = rc->f[i].id;
+	for (unsigned i = 0; i < rc->n; i++) {
+		uint32_t id = rc->f[i].h.id;
+
+		if (rc->f[i].head != -EBADF || is_present(rc, id))
+			continue;
+		if (newest && id < newest && !in_list(rc->lost, rc->nlost, id))
+			continue;
+		segment_name(name, rc->f[i].id);
+		segment_name(other, id);
+		return refuse(rc, -EUCLEAN, "%s is really %s under a wrong name; rename it or move it away", name,
+			      other);
+	}
+	for (unsigned i = 0; i < rc->n; i++)
+		if (rc->f[i].head == -EBADF)
+			rc->f[i].head = -EIO;
+	return 0;
 }
 
 static int
@@ -755,6 +782,8 @@ log_recover(struct log *lg, struct log_pos from, log_scan_fn fn, void *arg, uint
 	r = open_all(&rc);
 	if (!r)
 		r = find_lost(&rc);
+	if (!r)
+		r = check_misnamed(&rc);
 	if (!r)
 		r = walk_all(&rc);
 	if (!r)

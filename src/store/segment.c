@@ -504,19 +504,18 @@ delete_retired(struct log *lg)
 	return r;
 }
 
-int
-log_service(struct log *lg)
+/* service_lock held: only here segments are cut and freed, so the one that service_needs names stays. */
+static int
+service_locked(struct log *lg)
 {
 	struct segment *trim;
 	uint64_t ahead;
 	unsigned need;
 	int r = 0, e;
 
-	if (lg->cfg.readonly || log_failed(lg))
-		return 0;
-	need = service_needs(lg, &ahead, &trim);
-	if (need & SERVICE_GONE)
+	if (service_needs(lg, &ahead, &trim) & SERVICE_GONE)
 		r = delete_retired(lg);
+	need = service_needs(lg, &ahead, &trim);
 	if (need & SERVICE_AHEAD) {
 		e = segment_room(lg, log_tail(lg).seg, ahead, false);
 		r = r ? r : e;
@@ -535,6 +534,19 @@ log_service(struct log *lg)
 		e = segment_sync_dir(lg);
 		r = r ? r : e;
 	}
+	return r;
+}
+
+int
+log_service(struct log *lg)
+{
+	int r;
+
+	if (lg->cfg.readonly || log_failed(lg))
+		return 0;
+	pthread_mutex_lock(&lg->service_lock);
+	r = service_locked(lg);
+	pthread_mutex_unlock(&lg->service_lock);
 	return r;
 }
 

@@ -330,6 +330,7 @@ class Crowd:
 
     def end(self):
         for pid, orders, answers in self.members:
+            os.write(orders, b"q")
             os.close(orders)
             os.close(answers)
         for pid, _, _ in self.members:

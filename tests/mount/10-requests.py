@@ -166,7 +166,7 @@ def cached_stat(m):
     for k in keys:
         os.stat(k)
     equal(count(m, lambda n: os.stat(keys[n])), {}, "cost of a cached stat")
-    equal(count(m, lambda n: os.access(keys[n], os.R_OK)), {}, "cost of a cached access")
+    exactly(count(m, lambda n: os.access(keys[n], os.R_OK)), access=1)
     m.remount()
     exactly(count(m, lambda n: os.stat(keys[n])), lookup=1)
     equal(count(m, lambda n: os.stat(keys[n])), {}, "cost of a cached stat")
