@@ -147,12 +147,12 @@ check:
 check-asan:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory SAN=address BUILD=build-asan tests
-	@BUILD=build-asan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 scripts/check
+	@BUILD=build-asan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 TEST_TIMEOUT='$(or $(TEST_TIMEOUT),900)' scripts/check
 
 check-tsan:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory SAN=thread BUILD=build-tsan tests
-	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 scripts/check
+	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 TEST_TIMEOUT='$(or $(TEST_TIMEOUT),900)' scripts/check
 
 check-layers:
 	@scripts/check-layers

@@ -4,12 +4,13 @@
  *
  * Theory of operation. Every call that may wait becomes a `struct op`. Without delay its run() is called at once, under
  * the store's mutex. With delay it goes into a heap ordered by due time; the timer thread runs what is due and posts
- * the answer to the caller's io. An operation takes effect when it runs, not when it is called; operations on one key (or
- * one draft) run in the order of the calls, because each gets a due time not before the last one's. What a commit publishes
- * is the draft's content at the call.
+ * the answer to the caller's io. An operation takes effect when it runs, not when it is called; operations on one key
+ * (or one draft) run in the order of the calls, because each gets a due time not before the last one's. What a commit
+ * publishes is the draft's content at the call.
  *
- * Values are arrays of reference-counted blocks, copied on write; a key's value and a snap's are never modified in place.
- * Keys live in 2^16 lists by the leading bits of their cookie (a keyed hash), sorted: walking them is the listing.
+ * Values are arrays of reference-counted blocks, copied on write; a key's value and a snap's are never modified in
+ * place. Keys live in 2^16 lists by the leading bits of their cookie (a keyed hash), sorted: walking them is the
+ * listing.
  *
  * Lock order: the caller's, then ms->lock. Events and answers go out with no lock held. Layer: tests.
  */

@@ -3,12 +3,12 @@
  * memstore.h - a test engine behind store.h: in memory, slow, sometimes uncertain, shared with a foreign writer.
  *
  * Two uses. As the model that the real engine is compared with: delay_us 0, every call answers at once, `manual` and a
- * clock of the test's own make it deterministic. As the engine under a mount (tests/mount/kvfs-mem.c), to keep the mount
- * honest: every answer comes late and out of order between keys, a commit may answer STORE_UNCERTAIN whether or not it
- * was done, somebody else changes keys, leases are finite.
+ * clock of the test's own make it deterministic. As the engine under a mount (tests/mount/kvfs-mem.c), to keep the
+ * mount honest: every answer comes late and out of order between keys, a commit may answer STORE_UNCERTAIN whether or
+ * not it was done, somebody else changes keys, leases are finite.
  *
- * What it checks of its callers, by assertion: keys and written buffers stay as they were until the operation has ended;
- * one commit per draft at a time; nothing is pending or open at store_close().
+ * What it checks of its callers, by assertion: keys and written buffers stay as they were until the operation has
+ * ended; one commit per draft at a time; nothing is pending or open at store_close().
  *
  * Threads: as store.h says; one mutex protects everything. A timer thread carries out what is due, a foreign thread
  * writes. Layer: tests, beside src/store.
@@ -32,7 +32,9 @@ struct mem_config {
 	bool manual; /* no thread (then delay_us and foreign_us must be 0); mem_store_tick() reports what has expired */
 };
 
-/** The foreign writer's keys: this prefix and a digit 0 .. MEM_FOREIGN_KEYS-1. Their values: see mem_foreign_valid(). */
+/**
+ * The foreign writer's keys: this prefix and a digit 0 .. MEM_FOREIGN_KEYS-1. Their values: see mem_foreign_valid().
+ */
 #define MEM_FOREIGN_PREFIX "foreign-"
 #define MEM_FOREIGN_KEYS 4
 
@@ -53,10 +55,16 @@ int mem_store_foreign_put(struct store *s, const struct store_key *key, const vo
 /** True when `value` is whole as the foreign thread wrote it: never a cut or mixed one. */
 bool mem_foreign_valid(const void *value, size_t size);
 
-/** The next `n` commits, removes and renames fail with `err` (-EIO, -ENOSPC, STORE_UNCERTAIN: done or not), nothing else. */
+/**
+ * The next `n` commits, removes and renames fail with `err` (-EIO, -ENOSPC, STORE_UNCERTAIN: done or not), nothing
+ * else.
+ */
 void mem_store_fail_next(struct store *s, int err, unsigned n);
 
-/** Write everything to a file, or read it into an empty store: to outlive a clean restart of the test's mount. 0 or -errno. */
+/**
+ * Write everything to a file, or read it into an empty store: to outlive a clean restart of the test's mount. 0 or
+ * -errno.
+ */
 int mem_store_save(struct store *s, const char *path);
 int mem_store_load(struct store *s, const char *path);
 

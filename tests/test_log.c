@@ -88,15 +88,6 @@ env_free(struct env *e)
 	disk_destroy(e->d);
 }
 
-/* Go on with a crash image (or a copy) of the disk. */
-static void
-env_replace_disk(struct env *e, struct disk *d)
-{
-	env_close(e);
-	disk_destroy(e->d);
-	e->d = d;
-}
-
 /* One append of the tests: `n` records that carry its number. */
 struct put {
 	struct log_append a;
@@ -1005,6 +996,604 @@ forgotten_flush_would_be_noticed(void **state)
 	assert_int_equal(caught, 3);
 }
 
+/* ---- damage ---- */
+
+#define SMALL_APPENDS 24
+
+static void
+seg_name(char *buf, size_t cap, unsigned id)
+{
+	(void)snprintf(buf, cap, "seg-%08x.log", id);
+}
+
+/* A log of three or four segments; all of it durable, the last batch holding only the last append. */
+static struct env
+small_log(unsigned *records)
+{
+	struct env e = env_new(true, 4096);
+
+	*records = 0;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= SMALL_APPENDS; i++) {
+		struct put p = { .a = { .io = e.io, .need = LOG_DURABLE } };
+
+		assert_int_equal(put_append(e.lg, &p, i, 1 + i % 3, 200, false), 0);
+		*records += 1 + i % 3;
+		if (i % 4 == 3) {
+			struct put q = { .a = { .io = e.io, .need = LOG_DURABLE } };
+
+			i++; /* two appends in one batch */
+			assert_int_equal(put_append(e.lg, &q, i, 1 + i % 3, 200, false), 0);
+			*records += 1 + i % 3;
+			pump(&e);
+			continue;
+		}
+		pump(&e);
+	}
+	assert_true(log_segments(e.lg, NULL, 0) >= 3);
+	assert_int_equal(log_service(e.lg), 0); /* cuts the sealed ones to their length */
+	return e;
+}
+
+struct damage {
+	unsigned id;
+	uint64_t off;
+	struct log_pos durable, tail; /* of the sound log: what the last batch says, and its end */
+	unsigned records;
+};
+
+/* Nothing may be missing without a word: each record is there, or named, or behind the durable point. */
+static void
+check_damage(struct env *c, const struct damage *dm)
+{
+	struct seen s = { .all_known = true };
+	struct log_pos at = log_pos_make(dm->id, dm->off);
+
+	assert_int_equal(env_open(c, start, see, &s), 0);
+	if (log_pos_cmp(at, dm->tail) >= 0) {
+		assert_int_equal(s.records, dm->records);
+		assert_int_equal(s.gaps + s.damaged, 0);
+		assert_true(c->cut > 0);
+	} else if (log_pos_cmp(at, dm->durable) >= 0) {
+		assert_in_range(s.records, 1, dm->records - 1);
+		assert_int_equal(s.gaps + s.damaged, 0);
+		assert_true(c->cut > 0);
+		for (uint64_t i = 0; i < s.n; i++)
+			assert_int_equal(s.number[i], i + 1);
+	} else {
+		assert_int_equal(c->cut, 0);
+		assert_true(s.gaps + s.damaged > 0);
+		assert_int_equal(s.records + s.damaged, dm->records);
+		assert_true(s.damaged <= 1);
+		assert_true(s.all_known);
+	}
+	seen_free(&s);
+	/* and it goes on: what is appended now is there at the next start */
+	assert_int_equal(put_one(c, 1000, LOG_DURABLE).err, 0);
+	env_close(c);
+	assert_int_equal(env_open(c, start, see, &s), 0);
+	assert_int_equal(s.number[s.n - 1], 1000);
+	seen_free(&s);
+	env_close(c);
+}
+
+static struct damage
+describe(struct env *e, unsigned records)
+{
+	struct damage dm = { .records = records, .tail = log_tail(e->lg) };
+	char name[32];
+	uint8_t buf[BATCH_HEADER_SIZE];
+	struct batch_header h;
+
+	seg_name(name, sizeof(name), dm.tail.seg);
+	for (uint64_t off = 0; off + BATCH_HEADER_SIZE <= dm.tail.off; off += 8) {
+		assert_int_equal(simdisk_peek(e->d, name, off, buf, sizeof(buf)), 0);
+		if (!batch_header_decode(buf, dm.tail.seg, off, log_seed(uuid), &h))
+			dm.durable = h.durable;
+	}
+	return dm;
+}
+
+static void
+every_flipped_byte_is_reported_or_a_torn_tail(void **state)
+{
+	unsigned records;
+	struct env e = small_log(&records);
+	struct damage dm = describe(&e, records);
+	struct log_segment_info info[8];
+	unsigned n = log_segments(e.lg, info, 8);
+	char name[32];
+
+	(void)state;
+	assert_in_range(n, 3, 8);
+	for (unsigned i = 0; i < n; i++) {
+		seg_name(name, sizeof(name), info[i].id);
+		for (uint64_t off = 0; off < info[i].used; off++) {
+			struct env c = { .io = e.io, .cfg = e.cfg, .d = simdisk_copy(e.d) };
+
+			assert_int_equal(simdisk_flip(c.d, name, off, (uint8_t)(1 + off % 255)), 0);
+			dm.id = info[i].id;
+			dm.off = off;
+			check_damage(&c, &dm);
+			disk_destroy(c.d);
+		}
+	}
+	env_free(&e);
+}
+
+static void
+damaged_record_is_named_by_the_hash_of_its_key(void **state)
+{
+	struct env e = env_new(true, 1 << 20);
+	struct seen s = { .all_known = true };
+	struct put p[5];
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 5; i++)
+		p[i - 1] = put_one(&e, i, LOG_DURABLE);
+	env_close(&e);
+	/* the first record of append 2: its head; of append 3: its payload */
+	assert_int_equal(simdisk_flip(e.d, "seg-00000001.log", p[1].place[0].off + 40, 1), 0);
+	assert_int_equal(simdisk_flip(e.d, "seg-00000001.log", p[2].place[0].payload_off, 1), 0);
+	assert_int_equal(env_open(&e, start, see, &s), 0);
+	assert_int_equal(s.damaged, 2);
+	assert_true(s.damaged_hash[0] == record_key_hash("key-2-0", 7));
+	assert_true(s.damaged_hash[1] == record_key_hash("key-3-0", 7));
+	assert_int_equal(s.gaps, 0);
+	seen_free(&s);
+	env_free(&e);
+}
+
+/* A hole of any size anywhere before the durable point is never silent, and what lies behind it is read. */
+static void
+overwritten_ranges_are_reported(void **state)
+{
+	unsigned records;
+	struct env e = small_log(&records);
+	struct damage dm = describe(&e, records);
+	static uint8_t junk[1024];
+	char name[32];
+
+	(void)state;
+	seg_name(name, sizeof(name), 2);
+	for (unsigned k = 0; k < 2; k++) {
+		memset(junk, k ? 0x5a : 0, sizeof(junk));
+		for (uint64_t off = 0; off + 512 <= (uint64_t)simdisk_file_size(e.d, name); off += 64) {
+			struct env c = { .io = e.io, .cfg = e.cfg, .d = simdisk_copy(e.d) };
+			struct seen s = { .all_known = true };
+
+			assert_int_equal(simdisk_poke(c.d, name, off, junk, 512), 0);
+			assert_int_equal(env_open(&c, start, see, &s), 0);
+			assert_true(s.gaps + s.damaged > 0);
+			assert_int_equal(c.cut, 0);
+			assert_int_equal(s.number[s.n - 1], SMALL_APPENDS);
+			assert_true(s.records + s.damaged == dm.records || !s.all_known);
+			seen_free(&s);
+			env_close(&c);
+			disk_destroy(c.d);
+		}
+	}
+	env_free(&e);
+}
+
+static void
+every_truncation_is_reported_or_a_torn_tail(void **state)
+{
+	unsigned records;
+	struct env e = small_log(&records);
+	struct damage dm = describe(&e, records);
+	char name[32];
+
+	(void)state;
+	for (unsigned id = 1; id <= dm.tail.seg; id++) {
+		seg_name(name, sizeof(name), id);
+		for (uint64_t size = 0; size < (uint64_t)simdisk_file_size(e.d, name); size += 5) {
+			struct env c = { .io = e.io, .cfg = e.cfg, .d = simdisk_copy(e.d) };
+			struct seen s = { .all_known = true };
+
+			assert_int_equal(simdisk_cut(c.d, name, size), 0);
+			assert_int_equal(env_open(&c, start, see, &s), 0);
+			if (id < dm.tail.seg)
+				assert_true(s.gaps + s.damaged > 0);
+			else if (size >= dm.tail.off)
+				assert_int_equal(s.records, records);
+			else if (!s.gaps && !s.damaged) /* what is left does not know better: a prefix */
+				for (uint64_t i = 0; i < s.n; i++)
+					assert_int_equal(s.number[i], i + 1);
+			seen_free(&s);
+			assert_int_equal(put_one(&c, 1000, LOG_DURABLE).err, 0);
+			env_close(&c);
+			disk_destroy(c.d);
+		}
+	}
+	env_free(&e);
+}
+
+static void
+zeros_and_garbage_behind_the_end_are_cut(void **state)
+{
+	uint8_t junk[4096];
+	uint64_t seed = 4;
+
+	(void)state;
+	for (int k = 0; k < 2; k++) {
+		struct env e = env_new(true, 1 << 20);
+		struct log_pos tail;
+
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		for (uint64_t i = 1; i <= 9; i++)
+			(void)put_one(&e, i, LOG_DURABLE);
+		tail = log_tail(e.lg);
+		env_close(&e);
+		for (size_t i = 0; i < sizeof(junk); i++)
+			junk[i] = k ? (uint8_t)rnd(&seed) : 0;
+		assert_int_equal(simdisk_poke(e.d, "seg-00000001.log", tail.off, junk, sizeof(junk)), 0);
+		expect_all(&e, 9);
+		assert_int_equal(e.cut, k ? sizeof(junk) : 0);
+		(void)put_one(&e, 10, LOG_DURABLE);
+		expect_all(&e, 10);
+		assert_int_equal(e.cut, 0);
+		env_free(&e);
+	}
+}
+
+static void
+missing_segment_is_named(void **state)
+{
+	unsigned records;
+	struct env e = small_log(&records);
+	char name[32];
+
+	(void)state;
+	env_close(&e);
+	for (unsigned id = 1; id <= 2; id++) {
+		struct env c = { .io = e.io, .cfg = e.cfg, .d = simdisk_copy(e.d) };
+		struct seen s = { .all_known = true };
+
+		seg_name(name, sizeof(name), id);
+		assert_int_equal(simdisk_remove(c.d, name), 0);
+		assert_int_equal(env_open(&c, start, see, &s), 0);
+		assert_int_equal(s.gaps, 1);
+		assert_int_equal(s.lost, id);
+		assert_int_equal(s.number[s.n - 1], SMALL_APPENDS);
+		seen_free(&s);
+		env_close(&c);
+		disk_destroy(c.d);
+	}
+	env_free(&e);
+}
+
+static void
+copy_file(struct disk *d, const char *from, const char *to)
+{
+	size_t size = (size_t)simdisk_file_size(d, from);
+	uint8_t *buf = malloc(size);
+
+	assert_non_null(buf);
+	assert_int_equal(simdisk_peek(d, from, 0, buf, size), 0);
+	assert_int_equal(simdisk_poke(d, to, 0, buf, size), 0);
+	free(buf);
+}
+
+static void
+misplaced_and_foreign_segments_are_refused(void **state)
+{
+	static const uint8_t other[16] = "another store..";
+	unsigned records;
+	struct env e = small_log(&records), c;
+	uint8_t version = 99, head[256];
+	struct segment_header h;
+
+	(void)state;
+	env_close(&e);
+	/* renamed */
+	c = (struct env){ .io = e.io, .cfg = e.cfg, .d = simdisk_copy(e.d) };
+	copy_file(c.d, "seg-00000002.log", "seg-00000009.log");
+	assert_int_equal(simdisk_remove(c.d, "seg-00000002.log"), 0);
+	assert_int_equal(env_open(&c, start, NULL, NULL), -EUCLEAN);
+	assert_non_null(strstr(c.err, "seg-00000009.log is really seg-00000002.log"));
+	disk_destroy(c.d);
+	/* swapped */
+	c.d = simdisk_copy(e.d);
+	copy_file(c.d, "seg-00000002.log", "tmp");
+	assert_int_equal(simdisk_remove(c.d, "seg-00000002.log"), 0);
+	copy_file(c.d, "seg-00000003.log", "seg-00000002.log");
+	assert_int_equal(simdisk_remove(c.d, "seg-00000003.log"), 0);
+	copy_file(c.d, "tmp", "seg-00000003.log");
+	assert_int_equal(env_open(&c, start, NULL, NULL), -EUCLEAN);
+	disk_destroy(c.d);
+	/* another store's */
+	c.d = simdisk_copy(e.d);
+	assert_int_equal(simdisk_peek(c.d, "seg-00000002.log", 0, head, sizeof(head)), 0);
+	assert_int_equal(segment_header_decode(head, sizeof(head), uuid, &h), 0);
+	h.nranges = 0;
+	h.size = SEGMENT_HEADER_FIXED;
+	segment_header_encode(head, &h, NULL, other);
+	assert_int_equal(simdisk_poke(c.d, "seg-00000007.log", 0, head, h.size), 0);
+	assert_int_equal(env_open(&c, start, NULL, NULL), -EUCLEAN);
+	assert_non_null(strstr(c.err, "seg-00000007.log belongs to another store"));
+	disk_destroy(c.d);
+	/* a duplicate at the end is no part of the log */
+	c.d = simdisk_copy(e.d);
+	copy_file(c.d, "seg-00000001.log", "seg-0000000a.log");
+	expect_all(&c, SMALL_APPENDS);
+	assert_true(c.cut > 0);
+	env_close(&c);
+	disk_destroy(c.d);
+	/* foreign files stay alone */
+	c.d = simdisk_copy(e.d);
+	assert_int_equal(simdisk_poke(c.d, "seg-1.log", 0, &version, 1), 0);
+	assert_int_equal(simdisk_poke(c.d, "seg-0000000A.log", 0, &version, 1), 0);
+	assert_int_equal(simdisk_poke(c.d, "seg-00000000.log", 0, &version, 1), 0);
+	expect_all(&c, SMALL_APPENDS);
+	assert_int_equal(simdisk_file_size(c.d, "seg-0000000A.log"), 1);
+	env_close(&c);
+	disk_destroy(c.d);
+	env_free(&e);
+}
+
+static void
+unreadable_end_is_never_cut(void **state)
+{
+	struct env e = env_new(true, 1 << 20);
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 9; i++)
+		(void)put_one(&e, i, LOG_DURABLE);
+	env_close(&e);
+	for (uint64_t nth = 2; nth < 5; nth++) {
+		struct seen s = { .all_known = true };
+		uint64_t before = simdisk_recorded(e.d);
+
+		simdisk_fail(e.d, SIM_READ, nth, -EIO, true);
+		assert_int_equal(env_open(&e, start, see, &s), -EIO);
+		assert_non_null(strstr(e.err, "cannot read"));
+		assert_int_equal(simdisk_recorded(e.d), before);
+		simdisk_heal(e.d);
+		seen_free(&s);
+	}
+	expect_all(&e, 9);
+	env_free(&e);
+}
+
+static void
+readonly_log_changes_nothing(void **state)
+{
+	struct env e = env_new(true, 1 << 20);
+	struct put p = { .a = { .io = e.io } };
+	struct seen s = { .all_known = true };
+	uint64_t before;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 9; i++)
+		(void)put_one(&e, i, LOG_DURABLE);
+	assert_int_equal(simdisk_flip(e.d, "seg-00000001.log", log_tail(e.lg).off - 1, 1), 0);
+	env_close(&e);
+	e.cfg.readonly = true;
+	before = simdisk_recorded(e.d);
+	assert_int_equal(env_open(&e, start, see, &s), 0);
+	assert_int_equal(s.n, 8);
+	assert_true(e.cut > 0);
+	assert_int_equal(put_append(e.lg, &p, 10, 1, 100, true), -EROFS);
+	assert_int_equal(log_service(e.lg), 0);
+	pump(&e);
+	assert_int_equal(simdisk_recorded(e.d), before);
+	seen_free(&s);
+	env_free(&e);
+}
+
+/* ---- starting in the middle, scanning, retiring ---- */
+
+static void
+replay_starts_at_the_given_place(void **state)
+{
+	struct env e = env_new(true, 32 << 10);
+	struct log_pos pos[60];
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 0; i < 60; i++) {
+		pos[i] = log_written_pos(e.lg);
+		(void)put_one(&e, i + 1, LOG_DURABLE);
+	}
+	for (uint64_t i = 0; i < 60; i++) {
+		struct seen s = { .all_known = true };
+
+		env_close(&e);
+		assert_int_equal(env_open(&e, pos[i], see, &s), 0);
+		assert_int_equal(s.n, 60 - i);
+		assert_int_equal(s.number[0], i + 1);
+		assert_int_equal(s.gaps + s.damaged, 0);
+		seen_free(&s);
+	}
+	/* the end itself: nothing to replay, and appending goes on in the chain */
+	env_close(&e);
+	pos[0] = log_pos_make(0, 0);
+	assert_int_equal(env_open(&e, pos[0], NULL, NULL), 0);
+	pos[1] = log_written_pos(e.lg);
+	env_close(&e);
+	assert_int_equal(env_open(&e, pos[1], NULL, NULL), 0);
+	(void)put_one(&e, 61, LOG_DURABLE);
+	expect_all(&e, 61);
+	env_free(&e);
+}
+
+static void
+log_shorter_than_its_checkpoint_is_reported(void **state)
+{
+	struct env e = env_new(true, 32 << 10);
+	struct seen s = { .all_known = true };
+	struct log_pos pos;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 5; i++)
+		(void)put_one(&e, i, LOG_DURABLE);
+	pos = log_written_pos(e.lg);
+	env_close(&e);
+	assert_int_equal(simdisk_cut(e.d, "seg-00000001.log", pos.off - 100), 0);
+	assert_int_equal(env_open(&e, pos, see, &s), 0);
+	assert_int_equal(s.gaps, 1);
+	(void)put_one(&e, 6, LOG_DURABLE);
+	seen_free(&s);
+	env_close(&e);
+	s.all_known = true;
+	assert_int_equal(env_open(&e, start, see, &s), 0);
+	assert_int_equal(s.number[s.n - 1], 6);
+	assert_true(s.gaps > 0);
+	seen_free(&s);
+	env_free(&e);
+}
+
+static void
+scanning_segments_gives_what_recovery_gives(void **state)
+{
+	struct env e = env_new(false, 32 << 10);
+	struct seen s = { .all_known = true };
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 100; i++)
+		(void)put_one(&e, i, LOG_WRITTEN);
+	for (uint32_t seg = log_segment_next(e.lg, 0); seg; seg = log_segment_next(e.lg, seg + 1))
+		assert_int_equal(log_scan_segment(e.lg, seg, see, &s), 0);
+	assert_int_equal(s.n, 100);
+	assert_int_equal(s.gaps + s.damaged, 0);
+	assert_int_equal(log_scan_segment(e.lg, 1000, see, &s), -ENOENT);
+	seen_free(&s);
+	env_free(&e);
+}
+
+static void
+sealed_segments_are_cut_to_their_length(void **state)
+{
+	struct env e = env_new(false, 2 << 20);
+	struct log_segment_info info[4];
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; log_tail(e.lg).seg < 2; i++)
+		(void)put_one(&e, i, LOG_WRITTEN);
+	pump(&e);
+	assert_true(log_service_due(e.lg));
+	assert_int_equal(log_service(e.lg), 0);
+	assert_int_equal(log_segments(e.lg, info, 4), 2);
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000001.log"), info[0].used);
+	assert_true(info[1].alloc < 2 << 20);
+	assert_false(log_service_due(e.lg));
+	env_free(&e);
+}
+
+static void
+retired_segment_goes_away_for_good(void **state)
+{
+	struct env e = env_new(false, 16 << 10);
+	struct seen s = { .all_known = true };
+	struct put p;
+	uint8_t buf[64];
+	int fd;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	p = put_one(&e, 1, LOG_WRITTEN);
+	for (uint64_t i = 2; i <= 60; i++)
+		(void)put_one(&e, i, LOG_WRITTEN);
+	assert_int_equal(log_segment_retire(e.lg, log_tail(e.lg).seg), -EBUSY);
+	assert_int_equal(log_segment_retire(e.lg, 999), -ENOENT);
+	log_segment_pin(e.lg, 1, 2);
+	assert_int_equal(log_segment_retire(e.lg, 1), 0);
+	assert_int_equal(log_segment_retire(e.lg, 3), 0);
+	assert_int_equal(log_segment_retire(e.lg, 3), 0); /* again: nothing */
+	assert_int_equal(log_service(e.lg), 0);
+	assert_true(log_segment_exists(e.lg, 1)); /* not durable yet */
+	pump(&e);
+	assert_int_equal(log_service(e.lg), 0);
+	assert_false(log_segment_exists(e.lg, 1));
+	assert_false(log_segment_exists(e.lg, 3));
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000001.log"), -ENOENT);
+	assert_int_equal(log_segment_fd(e.lg, 3), -1);
+	fd = log_segment_fd(e.lg, 1); /* pinned: still readable */
+	assert_true(fd >= 0);
+	assert_int_equal(disk_pread_full(e.d, fd, buf, sizeof(buf), p.place[0].off), 0);
+	log_segment_unpin(e.lg, 1, 2);
+	assert_true(log_service_due(e.lg));
+	assert_int_equal(log_service(e.lg), 0);
+	assert_int_equal(log_segment_fd(e.lg, 1), -1);
+	assert_int_equal(log_segment_next(e.lg, 0), 2);
+	assert_int_equal(log_segment_next(e.lg, 3), 4);
+	/* not missed at the next starts, from wherever */
+	for (int k = 0; k < 3; k++) {
+		struct log_pos from = k ? log_written_pos(e.lg) : start;
+
+		env_close(&e);
+		assert_int_equal(env_open(&e, from, see, &s), 0);
+		assert_int_equal(s.gaps + s.damaged, 0);
+		if (k == 1)
+			for (uint64_t i = 61; i <= 90; i++) /* into a new segment */
+				(void)put_one(&e, i, LOG_DURABLE);
+	}
+	seen_free(&s);
+	env_free(&e);
+}
+
+/* Retiring at random while appending; crash anywhere: never a gap, a retired segment that was gone stays gone. */
+static void
+crash_around_retiring_never_misses_or_revives(void **state)
+{
+	struct env e = env_new(false, 8 << 10);
+	uint64_t gone_at[64] = { 0 }, seed = 9, n;
+	struct put *p[150];
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 0; i < 150; i++) {
+		p[i] = put_new(&e, rnd(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE);
+		assert_int_equal(put_append(e.lg, p[i], i + 1, 1, 1000, false), 0);
+		if (rnd(&seed) % 3)
+			pump(&e);
+		if (rnd(&seed) % 5 == 0 && log_tail(e.lg).seg > 2)
+			(void)log_segment_retire(e.lg, 1 + (uint32_t)(rnd(&seed) % (log_tail(e.lg).seg - 1)));
+		if (rnd(&seed) % 3 == 0)
+			assert_int_equal(log_service(e.lg), 0);
+		for (uint32_t k = 1; k < 64; k++)
+			if (!gone_at[k] && k < log_tail(e.lg).seg && !log_segment_exists(e.lg, k))
+				gone_at[k] = simdisk_recorded(e.d);
+	}
+	pump(&e);
+	n = simdisk_recorded(e.d);
+	for (uint64_t point = 0; point <= n; point++) {
+		for (int kind = 0; kind < SIM_NCRASH * 2; kind++) {
+			struct env c = { .io = e.io, .cfg = e.cfg };
+			struct seen s = { .all_known = true };
+			uint64_t durable = 0, last = 0;
+
+			c.d = simdisk_crash(e.d, point, UINT64_MAX, kind % SIM_NCRASH, (uint64_t)kind);
+			if (env_open(&c, start, see, &s))
+				fail_msg("%s", c.err);
+			assert_int_equal(s.gaps + s.damaged, 0);
+			for (uint32_t k = 1; k < 64; k++)
+				if (gone_at[k] && gone_at[k] <= point)
+					assert_false(log_segment_exists(c.lg, k));
+			for (uint64_t i = 0; i < 150; i++)
+				if (p[i]->acked <= point && p[i]->a.need == LOG_DURABLE)
+					durable = i + 1;
+			for (size_t i = 0; i < s.n; i++)
+				last = s.number[i];
+			if (durable && log_segment_exists(c.lg, p[durable - 1]->place[0].seg))
+				assert_true(last >= durable);
+			seen_free(&s);
+			env_close(&c);
+			disk_destroy(c.d);
+		}
+	}
+	for (uint64_t i = 0; i < 150; i++)
+		free(p[i]);
+	env_free(&e);
+}
+
 int
 main(void)
 {
@@ -1029,6 +1618,21 @@ main(void)
 		cmocka_unit_test(crash_anywhere_leaves_a_prefix_with_all_that_was_promised),
 		cmocka_unit_test(last_write_cut_at_every_byte_is_a_torn_tail),
 		cmocka_unit_test(forgotten_flush_would_be_noticed),
+		cmocka_unit_test(every_flipped_byte_is_reported_or_a_torn_tail),
+		cmocka_unit_test(damaged_record_is_named_by_the_hash_of_its_key),
+		cmocka_unit_test(overwritten_ranges_are_reported),
+		cmocka_unit_test(every_truncation_is_reported_or_a_torn_tail),
+		cmocka_unit_test(zeros_and_garbage_behind_the_end_are_cut),
+		cmocka_unit_test(missing_segment_is_named),
+		cmocka_unit_test(misplaced_and_foreign_segments_are_refused),
+		cmocka_unit_test(unreadable_end_is_never_cut),
+		cmocka_unit_test(readonly_log_changes_nothing),
+		cmocka_unit_test(replay_starts_at_the_given_place),
+		cmocka_unit_test(log_shorter_than_its_checkpoint_is_reported),
+		cmocka_unit_test(scanning_segments_gives_what_recovery_gives),
+		cmocka_unit_test(sealed_segments_are_cut_to_their_length),
+		cmocka_unit_test(retired_segment_goes_away_for_good),
+		cmocka_unit_test(crash_around_retiring_never_misses_or_revives),
 	};
 
 	diag_set_level(DIAG_ERR);

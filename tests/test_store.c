@@ -975,6 +975,32 @@ a_damaged_record_answers_eio_and_nothing_older(void **state)
 }
 
 static void
+damaged_data_of_a_large_value_answers_eio(void **state)
+{
+	struct sl *sl = *state;
+	char *got, *p = pattern(700000, 1), *buf = malloc(1000);
+	struct store_snap *snap;
+	struct extent e;
+	size_t n;
+
+	assert_int_equal(sl_put(sl, "k", p, 700000), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_true(value_find(snap->st.value, 600000, &e));
+	store_snap_close(sl->st, snap);
+	write_over(sl, "seg-00000001.log", (off_t)e.off + 5, "?", 1);
+	assert_int_equal(sl_get(sl, "k", &got, &n), -EIO);
+	sl_reopen(sl);
+	assert_int_equal(sl_get(sl, "k", &got, &n), -EIO);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_int_equal(sl_snap_read(sl, snap, 1000, buf, 1000, &n), 0); /* the rest of it is good */
+	assert_memory_equal(buf, p + 1000, 1000);
+	assert_int_equal(sl_snap_read(sl, snap, 699000, buf, 1000, &n), -EIO); /* the same record, another part */
+	store_snap_close(sl->st, snap);
+	free(p);
+	free(buf);
+}
+
+static void
 a_full_quota_refuses_writes_and_lets_deletes_make_room(void **state)
 {
 	struct sl *sl = *state;
@@ -1234,6 +1260,7 @@ main(void)
 		T(compaction_never_brings_deleted_keys_back),
 		T(a_damaged_checkpoint_falls_back_to_the_log),
 		T(a_damaged_record_answers_eio_and_nothing_older),
+		T(damaged_data_of_a_large_value_answers_eio),
 		T(a_full_quota_refuses_writes_and_lets_deletes_make_room),
 		T(the_memory_limit_refuses_new_keys),
 		T(durable_commits_end_later_and_in_order),

@@ -449,14 +449,14 @@ test_archives_by_tar_are_loaded(void **state)
 	(void)state;
 	memset(key, 'n', 90);
 	key[90] = '\0';
-	run("cd %s && mkdir -p y/sub && echo hello > y/h && : > y/%s && ln -s h y/link && ln y/h y/hard && chmod 604 y/h", dir,
-	    key);
+	run("cd %s && mkdir -p y/sub && echo hello > y/h && : > y/%s && ln -s h y/link && ln y/h y/hard", dir, key);
+	run("cd %s && chmod 604 y/h", dir);
 	run("cd %s && truncate -s 1M y/z && touch -d @1.5 y/h", dir);
 	for (size_t i = 0; i < 3; i++) {
 		struct fix a = fix_open(0);
 
-		run("cd %s && tar -C y --format=%s -cf other h %s && tar -C y --format=%s -rf other ./z ./link ./sub ./hard",
-		    dir, formats[i], key, formats[i]);
+		run("cd %s && tar -C y --format=%s -cf other h %s", dir, formats[i], key);
+		run("cd %s && tar -C y --format=%s -rf other ./z ./link ./sub ./hard", dir, formats[i]);
 		snprintf(name, sizeof(name), "%s/other", dir);
 		fd = open(name, O_RDONLY | O_CLOEXEC);
 		assert_true(fd >= 0);

@@ -2,10 +2,10 @@
 /*
  * check.c - the command check: is everything in a data directory sound?
  *
- * The store is opened read-only twice: once from nothing but the log, which verifies the checksum of every record, once as
- * a start would open it, from the checkpoint and the log's tail. Both must know the same keys with the same attributes;
- * then every value is read through. Time stands still meanwhile, so that no key expires. The engine names each damaged
- * place itself, with segment and offset. Nothing is changed on disk. Layer: ctl.
+ * The store is opened read-only twice: once from nothing but the log, which verifies the checksum of every record,
+ * once as a start would open it, from the checkpoint and the log's tail. Both must know the same keys with the same
+ * attributes; then every value is read through. Time stands still meanwhile, so that no key expires. The engine names
+ * each damaged place itself, with segment and offset. Nothing is changed on disk. Layer: ctl.
  */
 #include "ctl/data.h"
 
@@ -152,8 +152,10 @@ read_all(struct check *c)
 static int
 check_stores(struct check *c)
 {
-	int rc;
+	int rc = data_io_create(&c->io);
 
+	if (rc)
+		return rc;
 	c->piece = malloc(PIECE_SIZE);
 	c->page = malloc(sizeof(*c->page));
 	if (!c->piece || !c->page) {
@@ -166,6 +168,7 @@ check_stores(struct check *c)
 	}
 	free(c->piece);
 	free(c->page);
+	io_destroy(c->io); /* before the stores are closed */
 	return rc;
 }
 
@@ -204,13 +207,10 @@ check_data(struct data *d)
 	struct data_open how = { .readonly = true, .rebuild = true, .frozen = clock_realtime_ns() };
 	unsigned errors, warnings, errors2, warnings2;
 	struct check c = { 0 };
-	int rc;
+	int rc = data_store_open(d, &how, &c.log);
 
-	if (data_io_create(&c.io) != 0)
-		return CTL_FAILED;
-	rc = data_store_open(d, &how, &c.log);
 	if (rc != CTL_OK)
-		goto out_io;
+		return rc;
 	ctl_diag_count(&errors, &warnings);
 	ctl_diag_once(); /* the second look meets the same damage */
 	how.rebuild = false;
@@ -226,8 +226,6 @@ check_data(struct data *d)
 out_log:
 	if (store_close(c.log) != 0)
 		rc = CTL_FAILED;
-out_io:
-	io_destroy(c.io);
 	return rc;
 }
 
@@ -260,7 +258,8 @@ const struct ctl_command ctl_check = {
 	.args = "[-q] DATA",
 	.summary = "verify every checksum, the index, every value",
 	.help = "  -q, --quiet   no progress bar\n"
-		"Every problem is named with its segment and offset or its key. A torn tail, as a crash leaves it, is said but is\n"
-		"no problem. Nothing is changed. Exit status: 0 all is sound, 1 it is not, or it could not be checked.\n",
+		"Every problem is named with its segment and offset or its key. A torn tail, as a crash\n"
+		"leaves it, is said but is no problem. Nothing is changed. Exit status: 0 all is sound, 1\n"
+		"it is not, or it could not be checked.\n",
 	.run = run_check,
 };

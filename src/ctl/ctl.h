@@ -2,8 +2,8 @@
 /*
  * ctl.h - what the commands of kvfsctl share: the command's description, exit statuses, messages, progress, numbers.
  *
- * A command is one struct ctl_command, defined in the file that implements it and named in the table of main.c; nothing else
- * has to change when one is added. Layer: ctl, on store.h and base. One thread; engines may have more.
+ * A command is one struct ctl_command, defined in the file that implements it and named in the table of main.c;
+ * nothing else has to change when one is added. Layer: ctl, on store.h and base. One thread; engines may have more.
  */
 #ifndef KVFS_CTL_CTL_H
 #define KVFS_CTL_CTL_H
@@ -49,7 +49,9 @@ void ctl_diag_once(void);
 /** A usage error of `cmd`: the message and how to get help. Return: CTL_USAGE. */
 int ctl_usage(const struct ctl_command *cmd, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/** A key for people: control characters, quotes and backslashes escaped, cut when long. In one of a few static buffers. */
+/**
+ * A key for people: control characters, quotes and backslashes escaped, cut when long. In one of a few static buffers.
+ */
 const char *ctl_show_key(const char *key, size_t len);
 
 /* ---- options ---- */

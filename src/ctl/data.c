@@ -15,6 +15,7 @@
 
 #define SUPERBLOCK "kvfs.store"
 #define ERR_MAX 512
+#define VALUE_LIMIT (UINT64_C(8) << 30) /* the engine's: max_value belongs to a mount, not to what is kept */
 
 /* What DATA must be for commands that do not create it. */
 static int
@@ -36,7 +37,7 @@ look(const char *path)
 		return CTL_OK;
 	snprintf(name, sizeof(name), "%s/.kvfs/stats", path);
 	if (access(name, F_OK) == 0)
-		ctl_err("%s is a mounted store; this command wants its data directory, and the store not mounted", path);
+		ctl_err("%s is a mounted store; this command wants its data directory, when it is not mounted", path);
 	else if (errno == EACCES)
 		ctl_err("cannot look into %s: %s", path, strerror(EACCES));
 	else
@@ -114,7 +115,7 @@ data_store_open(struct data *d, const struct data_open *how, struct store **out)
 		.rebuild = how->rebuild,
 		.mode = STORE_NEVER,
 		.sync_interval_ns = NS_PER_SEC,
-		.max_value = UINT64_C(1) << 40, /* a limit belongs to a mount, not to what is kept */
+		.max_value = VALUE_LIMIT,
 		.progress = on_progress,
 		.progress_arg = &begun,
 	};
@@ -203,7 +204,7 @@ take_entry(void *arg, const struct store_entry *e)
 int
 data_page_next(struct store *s, struct io *io, struct data_page *page)
 {
-	struct data_wait w;
+	struct data_wait w = { .ended = false };
 	int rc;
 
 	page->n = 0;

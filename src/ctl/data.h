@@ -32,7 +32,9 @@ struct data_open {
 	const char *what; /* for the progress bar */
 };
 
-/** Open the store in a locked directory; shows progress. Return: enum ctl_exit with a message. Close with store_close. */
+/**
+ * Open the store in a locked directory; shows progress. Return: enum ctl_exit with a message. Close with store_close.
+ */
 int data_store_open(struct data *d, const struct data_open *how, struct store **out);
 
 /** A queue for the calling thread. Return: 0 or -errno with a message. */

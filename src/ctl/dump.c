@@ -55,15 +55,17 @@ dump_to(struct data *d, int fd, bool *complete)
 	if (data_io_create(&io) != 0)
 		return CTL_FAILED;
 	rc = data_store_open(d, &how, &s);
-	if (rc == CTL_OK) {
-		*complete = transfer_dump(s, io, fd, &st) == 0;
-		rc = *complete && !st.skipped ? CTL_OK : CTL_FAILED;
-		if (*complete)
-			say_result("dumped", &st, began);
-		if (store_close(s) != 0) /* read-only: nothing can be lost */
-			rc = CTL_FAILED;
+	if (rc != CTL_OK) {
+		io_destroy(io);
+		return rc;
 	}
+	*complete = transfer_dump(s, io, fd, &st) == 0;
+	rc = *complete && !st.skipped ? CTL_OK : CTL_FAILED;
+	if (*complete)
+		say_result("dumped", &st, began);
 	io_destroy(io);
+	if (store_close(s) != 0) /* read-only: nothing can be lost */
+		rc = CTL_FAILED;
 	return rc;
 }
 
@@ -146,9 +148,10 @@ const struct ctl_command ctl_dump = {
 	.args = "[-q] DATA [FILE]",
 	.summary = "write all keys as an archive that tar(1) reads",
 	.help = "  -q, --quiet  no progress bar, no line at the end\n"
-		"The archive goes to FILE or standard output: a pax archive, one member per key, with mode, owner, times,\n"
-		"TTL (user.kvfs.expires), version (user.kvfs.version) and xattrs. tar --xattrs -x unpacks it.\n"
-		"Every checksum is verified first. Damaged keys are named and left out; the exit status is then 1.\n",
+		"The archive goes to FILE or standard output: a pax archive, one member per key, with mode,\n"
+		"owner, times, TTL (user.kvfs.expires), version (user.kvfs.version) and xattrs. tar\n"
+		"--xattrs -x unpacks it. Every checksum is verified first. Damaged keys are named and left\n"
+		"out; the exit status is then 1.\n",
 	.run = run_dump,
 };
 
@@ -168,23 +171,24 @@ load_from(struct data *d, int fd)
 	if (data_io_create(&io) != 0)
 		return CTL_FAILED;
 	rc = data_store_open(d, &how, &s);
-	if (rc == CTL_OK) {
-		ctl_progress_start("load", fstat(fd, &file) == 0 && S_ISREG(file.st_mode) ? (uint64_t)file.st_size : 0,
-				   true);
-		err = transfer_load(s, io, fd, clock_realtime_ns(), &st);
-		ctl_progress_end();
-		if (err && st.keys)
-			ctl_note("%llu keys before that have been stored", (unsigned long long)st.keys);
-		rc = !err && !st.skipped ? CTL_OK : CTL_FAILED;
-		if (!err)
-			say_result("loaded", &st, began);
-		err = store_close(s);
-		if (err) {
-			ctl_err("the store in %s did not close cleanly: %s", d->path, strerror(-err));
-			rc = CTL_FAILED;
-		}
+	if (rc != CTL_OK) {
+		io_destroy(io);
+		return rc;
 	}
-	io_destroy(io);
+	ctl_progress_start("load", fstat(fd, &file) == 0 && S_ISREG(file.st_mode) ? (uint64_t)file.st_size : 0, true);
+	err = transfer_load(s, io, fd, clock_realtime_ns(), &st);
+	ctl_progress_end();
+	if (err && st.keys)
+		ctl_note("%llu keys before that have been stored", (unsigned long long)st.keys);
+	rc = !err && !st.skipped ? CTL_OK : CTL_FAILED;
+	if (!err)
+		say_result("loaded", &st, began);
+	io_destroy(io); /* before the store: the log may have a flush of its own under way on it */
+	err = store_close(s);
+	if (err) {
+		ctl_err("the store in %s did not close cleanly: %s", d->path, strerror(-err));
+		rc = CTL_FAILED;
+	}
 	return rc;
 }
 
@@ -221,9 +225,10 @@ const struct ctl_command ctl_load = {
 	.args = "[-q] DATA [FILE]",
 	.summary = "put the keys of an archive into a store",
 	.help = "  -q, --quiet  no progress bar, no line at the end\n"
-		"The archive comes from FILE or standard input: one by kvfsctl dump, or any pax or gnu archive of files in\n"
-		"one flat directory. DATA is made if need be; keys of the same names are replaced, others stay.\n"
-		"Versions and TTLs come along; what has expired meanwhile is left out. Members that cannot be keys are named\n"
-		"and left out; the exit status is then 1. All is durable when the command ends.\n",
+		"The archive comes from FILE or standard input: one by kvfsctl dump, or any pax or gnu\n"
+		"archive of files in one flat directory. DATA is made if need be; keys of the same names\n"
+		"are replaced, others stay. Versions and TTLs come along; what has expired meanwhile is\n"
+		"left out. Members that cannot be keys are named and left out; the exit status is then 1.\n"
+		"All is durable when the command ends.\n",
 	.run = run_load,
 };

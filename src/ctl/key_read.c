@@ -246,8 +246,8 @@ const struct ctl_command ctl_info = {
 	.args = "[--json] MNT KEY...",
 	.summary = "show size, version, TTL and attributes of keys",
 	.help = "  --json   one JSON object per line; without it one \"name<TAB>value\" per line\n"
-		"The version is what --if-version of put and the VERSION of cas want. ttl (seconds left) and expires (Unix\n"
-		"time) are there only for keys that have a TTL.\n",
+		"The version is what --if-version of put and the VERSION of cas want. ttl (seconds left)\n"
+		"and expires (Unix time) are there only for keys that have a TTL.\n",
 	.run = run_info,
 };
 
@@ -283,7 +283,7 @@ run_ttl(int argc, char **argv)
 	if (argc - optind == 3)
 		text = argv[optind + 2];
 	if (text && units_parse_duration(text, strlen(text), &ns) != 0)
-		return ctl_usage(&ctl_ttl, "'%s' is not a duration; write 60, 1.5, 500ms, 10m, 24h, 7d, or 0 for none", text);
+		return ctl_usage(&ctl_ttl, "'%s' is not a duration; write 60, 1.5, 500ms, 10m, 24h, 7d, or 0", text);
 	rc = mnt_check_key(key);
 	if (rc == CTL_OK)
 		rc = mnt_open(argv[optind], &m);
@@ -303,8 +303,8 @@ const struct ctl_command ctl_ttl = {
 	.name = "ttl",
 	.args = "MNT KEY [DURATION]",
 	.summary = "show or set a key's time to live",
-	.help = "Without DURATION the seconds left are printed, or \"none\".\n"
-		"DURATION is a number of seconds or has a unit: 60, 1.5, 500ms, 10m, 24h, 7d. 0 takes the TTL away.\n",
+	.help = "Without DURATION the seconds left are printed, or \"none\". DURATION is a number of seconds\n"
+		"or has a unit: 60, 1.5, 500ms, 10m, 24h, 7d. 0 takes the TTL away.\n",
 	.run = run_ttl,
 };
 

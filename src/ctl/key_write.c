@@ -2,10 +2,10 @@
 /*
  * key_write.c - the commands that write a key's value on a mount in one step: put and cas.
  *
- * The value is written to a key of its own beside, made durable there, given its TTL and its condition, and renamed over the
- * key. So nothing of it is seen before all is there, an input that ends early or a full disk leaves the old value, and
- * the TTL comes with the value and not after it. Mode, owner and the user's xattrs are taken from the key that is there.
- * Layer: ctl, through the file system alone.
+ * The value is written to a key of its own beside, made durable there, given its TTL and its condition, and renamed
+ * over the key. So nothing of it is seen before all is there, an input that ends early or a full disk leaves the old
+ * value, and the TTL comes with the value and not after it. Mode, owner and the user's xattrs are taken from the key
+ * that is there. Layer: ctl, through the file system alone.
  */
 #include "ctl/mnt.h"
 
@@ -245,7 +245,8 @@ put_option(struct put *p, int c)
 	switch (c) {
 	case OPT_TTL:
 		if (units_parse_duration(optarg, strlen(optarg), &ns) != 0)
-			return ctl_usage(p->cmd, "'%s' is not a duration; write 60, 1.5, 500ms, 10m, 24h or 7d", optarg);
+			return ctl_usage(p->cmd, "'%s' is not a duration; write 60, 1.5, 500ms, 10m, 24h, 7d",
+					 optarg);
 		p->ttl = optarg;
 		return CTL_OK;
 	case OPT_IF_VERSION:
@@ -295,10 +296,11 @@ run_put(int argc, char **argv)
 	return run_put_with(&p, argv[optind]);
 }
 
-#define HELP_COMMON                                                                                                    \
-	"  --ttl DURATION     the value ends after that: 60 (seconds), 1.5, 500ms, 10m, 24h, 7d\n"                      \
-	"The value is FILE's content, or standard input's when FILE is - or missing. It is published whole and in one\n" \
-	"step, durable on return. Mode, owner and xattrs of the key stay; a TTL is cleared unless --ttl gives a new one.\n"
+#define HELP_COMMON											\
+	"  --ttl DURATION     the value ends after that: 60 (seconds), 1.5, 500ms, 10m, 24h, 7d\n"	\
+	"The value is FILE's content, or standard input's when FILE is - or missing. It is\n"		\
+	"published whole and in one step, durable on return. Mode, owner and xattrs of the key\n"	\
+	"stay; a TTL is cleared unless --ttl gives a new one.\n"
 
 const struct ctl_command ctl_put = {
 	.name = "put",
@@ -332,8 +334,8 @@ const struct ctl_command ctl_cas = {
 	.name = "cas",
 	.args = "[--ttl D] MNT KEY VERSION [FILE]",
 	.summary = "compare and swap: write if the version is still VERSION",
-	.help = "Exit status 3 and nothing changed unless the key's version is VERSION (0: there must be no such key).\n"
-		"To change a value safely: V=$(kvfsctl info MNT KEY | sed -n 's/^version.//p'), read the value, then\n"
-		"cas with $V; on status 3 begin again.\n" HELP_COMMON,
+	.help = "Exit status 3 and nothing changed unless the key's version is VERSION (0: there must be no\n"
+		"such key). To change a value safely: V=$(kvfsctl info MNT KEY | sed -n 's/^version.//p'),\n"
+		"read the value, then cas with $V; on status 3 begin again.\n" HELP_COMMON,
 	.run = run_cas,
 };

@@ -16,7 +16,8 @@ static const struct {
 	const char *title;
 	const struct ctl_command *commands[8]; /* ends with NULL */
 } groups[] = {
-	{ "On a mount (MNT is where kvfs is mounted):", { &ctl_get, &ctl_put, &ctl_cas, &ctl_del, &ctl_ttl, &ctl_info } },
+	{ "On a mount (MNT is where kvfs is mounted):",
+	  { &ctl_get, &ctl_put, &ctl_cas, &ctl_del, &ctl_ttl, &ctl_info } },
 	{ "On either:", { &ctl_stats } },
 	{ "On a data directory that is not mounted (DATA):", { &ctl_check, &ctl_dump, &ctl_load } },
 };
@@ -34,7 +35,7 @@ show_usage(void)
 			printf("  %-6s %-52s %s\n", groups[g].commands[i]->name, groups[g].commands[i]->args,
 			       groups[g].commands[i]->summary);
 	}
-	puts("\nExit status: 0 done; 1 failed, or damage was found; 2 wrong usage; 3 condition not met; 4 no such key.\n"
+	puts("\nExit status: 0 done; 1 failed, or damage found; 2 wrong usage; 3 condition not met; 4 no such key.\n"
 	     "A key that begins with a dash: put -- before it.");
 	if (fflush(stdout) == 0)
 		return CTL_OK;

@@ -199,6 +199,7 @@ const struct ctl_command ctl_stats = {
 	.args = "[--json] MNT|DATA",
 	.summary = "show counters and sizes",
 	.help = "  --json   one JSON object; without it one \"name value\" per line\n"
-		"Of a mount: what MNT/.kvfs/stats says. Of a data directory that is not mounted: it is opened read-only.\n",
+		"Of a mount: what MNT/.kvfs/stats says. Of a data directory that is not mounted: it is\n"
+		"opened read-only.\n",
 	.run = run_stats,
 };

@@ -5,10 +5,10 @@
  * A key is a regular file of its name at the top. What ustar headers cannot say stands in pax records: path (names over
  * 100 bytes), mtime/atime/ctime with nanoseconds, size and ids that are too large, and as extended attributes
  * SCHILY.xattr.user.NAME (the user's), SCHILY.xattr.user.kvfs.version, SCHILY.xattr.user.kvfs.expires (Unix time).
- * The mount's own directory is the member "./". A global header with the comment "kvfs dump 1" begins the archive. Behind
- * the two zero blocks that end it, where tar looks no more, is one block with the line
- * "kvfs end version=V keys=N xxh3=HASH": V is the store's version counter, HASH the XXH3-64 of every byte before that
- * block; without it a dump is not whole. Archives by other tools (posix and gnu formats) are read as well.
+ * The mount's own directory is the member "./". A global header with the comment "kvfs dump 1" begins the archive.
+ * Behind the two zero blocks that end it, where tar looks no more, is one block with the line "kvfs end version=V
+ * keys=N xxh3=HASH": V is the store's version counter, HASH the XXH3-64 of every byte before that block; without it a
+ * dump is not whole. Archives by other tools (posix and gnu formats) are read as well.
  *
  * Layer: ctl, on base. One thread per stream.
  */

@@ -450,7 +450,7 @@ header_name(struct tar_entry *e, const char *b)
 	char name[256 + 1];
 	size_t n = 0;
 
-	if (memcmp(b + 257, "ustar\0", 6) == 0 && b[345]) { /* the prefix of ustar; GNU's format has other things there */
+	if (memcmp(b + 257, "ustar\0", 6) == 0 && b[345]) { /* GNU's format has other things there */
 		n = strnlen(b + 345, 155);
 		memcpy(name, b + 345, n);
 		name[n++] = '/';

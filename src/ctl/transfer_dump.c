@@ -164,9 +164,9 @@ write_rest(struct dump *d, struct slot *sl)
 		int rc = read_piece(d, sl, off);
 
 		if (rc) {
-			ctl_err("cannot read %s beyond byte %llu (%s); its first part is written already: the dump ends here "
-				"and is incomplete", ctl_show_key(sl->key.data, sl->key.len), (unsigned long long)off,
-				strerror(-rc));
+			ctl_err("cannot read %s beyond byte %llu (%s); its first part is written already: the dump "
+				"ends here and is incomplete", ctl_show_key(sl->key.data, sl->key.len),
+				(unsigned long long)off, strerror(-rc));
 			return rc;
 		}
 		rc = tar_write_data(d->tar, d->piece, size - off < PIECE_SIZE ? (size_t)(size - off) : PIECE_SIZE);

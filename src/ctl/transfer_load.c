@@ -2,9 +2,9 @@
 /*
  * transfer_load.c - from an archive into a store.
  *
- * A small value takes a slot: its draft is written and committed while the next members are read. Commits only leave the
- * process (STORE_SYNC_WRITTEN); one flush at the end makes all durable. Two members of one name are never under way at
- * once, so that the later one wins. Larger values are written piece by piece before the stream goes on.
+ * A small value takes a slot: its draft is written and committed while the next members are read. Commits only leave
+ * the process (STORE_SYNC_WRITTEN); one flush at the end makes all durable. Two members of one name are never under
+ * way at once, so that the later one wins. Larger values are written piece by piece before the stream goes on.
  */
 #include "ctl/transfer.h"
 
@@ -314,7 +314,10 @@ load_file(struct load *ld)
 	return ld->e->size <= SLOT_SIZE ? load_small(ld) : load_large(ld);
 }
 
-/* The directory itself: a dump's "./" sets what the mount's root looks like. Other directories hold nothing by themselves. */
+/*
+ * The directory itself: a dump's "./" sets what the mount's root looks like. Other directories hold nothing by
+ * themselves.
+ */
 static int
 load_dir(struct load *ld)
 {
@@ -375,8 +378,8 @@ load_all(struct load *ld)
 }
 
 /*
- * No version may be given twice, not even one that belonged to a key that was deleted before the dump: the counter moves
- * to where the dumped store's was. Only a commit moves it; the key that does is taken away again.
+ * No version may be given twice, not even one that belonged to a key that was deleted before the dump: the counter
+ * moves to where the dumped store's was. Only a commit moves it; the key that does is taken away again.
  */
 static int
 raise_version(struct load *ld)

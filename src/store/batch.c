@@ -110,6 +110,13 @@ segment_header_decode(const uint8_t *buf, size_t size, const uint8_t uuid[16], s
 	return 0;
 }
 
+bool
+segment_header_claims(const uint8_t *buf, uint64_t size)
+{
+	return get_le32(buf + 16) == size ||
+	       SEGMENT_HEADER_FIXED + (uint64_t)get_le32(buf + 44) * SEGMENT_RANGE_SIZE == size;
+}
+
 struct segment_range
 segment_header_range(const uint8_t *buf, uint32_t i)
 {

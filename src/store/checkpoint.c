@@ -348,14 +348,32 @@ checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), v
 
 /* ---- loading ---- */
 
-struct loader {
-	struct log_store *s;
-	int fd;
-	uint64_t off, size, entries, tombs, total;
-	uint32_t blocks;
+/* Reading and verifying runs ahead in a thread of its own, two blocks at most. */
+struct block {
 	uint8_t *buf;
 	size_t cap;
-	uint32_t len, kind; /* of the block in buf: payload */
+	uint32_t len, kind; /* of the payload */
+	int err;
+};
+
+struct read_ahead {
+	struct log_store *s;
+	int fd;
+	uint64_t off, size;
+	uint32_t blocks;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t wake;
+	struct block block[2];
+	unsigned filled, taken; /* blocks so far; filled - taken <= 2 */
+	bool stop;
+};
+
+struct loader {
+	struct log_store *s;
+	uint64_t entries, tombs, total;
+	const uint8_t *payload;
+	uint32_t len, kind;
 	bool *there;        /* by segment id */
 	uint64_t *missing;
 	/* the owner interned last */
@@ -365,44 +383,126 @@ struct loader {
 
 /* Read and verify the next block. */
 static int
-load_block(struct loader *ld)
+read_block(struct read_ahead *ra, struct block *b)
 {
-	struct log_store *s = ld->s;
+	struct log_store *s = ra->s;
 	uint8_t head[BLOCK_HEAD], *p;
+	size_t size;
 	int err;
 
-	if (ld->off + BLOCK_HEAD > ld->size)
+	if (ra->off + BLOCK_HEAD > ra->size)
 		return -EIO;
-	err = disk_pread_full(s->disk, ld->fd, head, BLOCK_HEAD, ld->off);
+	err = disk_pread_full(s->disk, ra->fd, head, BLOCK_HEAD, ra->off);
 	if (err)
 		return err;
-	ld->len = get_le32(head + 16);
-	ld->kind = get_le32(head + 20);
-	if (get_le32(head + 8) != CKPT_MAGIC || get_le32(head + 12) != ld->blocks || ld->len > BLOCK_LIMIT ||
-	    ld->off + BLOCK_HEAD + ld->len > ld->size)
+	b->len = get_le32(head + 16);
+	b->kind = get_le32(head + 20);
+	size = BLOCK_HEAD + (size_t)b->len;
+	if (get_le32(head + 8) != CKPT_MAGIC || get_le32(head + 12) != ra->blocks || b->len > BLOCK_LIMIT ||
+	    ra->off + size > ra->size)
 		return -EIO;
-	if (BLOCK_HEAD + (size_t)ld->len > ld->cap) {
-		p = realloc(ld->buf, BLOCK_HEAD + (size_t)ld->len);
+	if (size > b->cap) {
+		p = realloc(b->buf, size);
 		if (!p)
 			return -ENOMEM;
-		ld->buf = p;
-		ld->cap = BLOCK_HEAD + (size_t)ld->len;
+		b->buf = p;
+		b->cap = size;
 	}
-	memcpy(ld->buf, head, BLOCK_HEAD);
-	err = disk_pread_full(s->disk, ld->fd, ld->buf + BLOCK_HEAD, ld->len, ld->off + BLOCK_HEAD);
+	memcpy(b->buf, head, BLOCK_HEAD);
+	err = disk_pread_full(s->disk, ra->fd, b->buf + BLOCK_HEAD, b->len, ra->off + BLOCK_HEAD);
 	if (err)
 		return err;
-	if (block_sum(s, ld->buf, BLOCK_HEAD + (size_t)ld->len) != get_le64(head))
+	if (block_sum(s, b->buf, size) != get_le64(head))
 		return -EIO;
-	ld->off += BLOCK_HEAD + ld->len;
-	ld->blocks++;
+	ra->off += size;
+	ra->blocks++;
 	return 0;
 }
 
-static int
-load_first(struct loader *ld, struct log_pos *from)
+static void *
+read_main(void *arg)
 {
-	const uint8_t *p = ld->buf + BLOCK_HEAD;
+	struct read_ahead *ra = arg;
+	struct block *b;
+	bool end = false;
+
+	pthread_mutex_lock(&ra->lock);
+	while (!ra->stop && !end) {
+		if (ra->filled - ra->taken == 2) {
+			pthread_cond_wait(&ra->wake, &ra->lock);
+			continue;
+		}
+		b = &ra->block[ra->filled % 2];
+		pthread_mutex_unlock(&ra->lock);
+		b->err = read_block(ra, b);
+		end = b->err || b->kind == KIND_LAST;
+		pthread_mutex_lock(&ra->lock);
+		ra->filled++;
+		pthread_cond_broadcast(&ra->wake);
+	}
+	pthread_mutex_unlock(&ra->lock);
+	return NULL;
+}
+
+static int
+read_begin(struct read_ahead *ra)
+{
+	int err;
+
+	pthread_mutex_init(&ra->lock, NULL);
+	pthread_cond_init(&ra->wake, NULL);
+	err = -pthread_create(&ra->thread, NULL, read_main, ra);
+	if (err) {
+		pthread_cond_destroy(&ra->wake);
+		pthread_mutex_destroy(&ra->lock);
+	}
+	return err;
+}
+
+static void
+read_end(struct read_ahead *ra)
+{
+	pthread_mutex_lock(&ra->lock);
+	ra->stop = true;
+	pthread_cond_broadcast(&ra->wake);
+	pthread_mutex_unlock(&ra->lock);
+	pthread_join(ra->thread, NULL);
+	pthread_cond_destroy(&ra->wake);
+	pthread_mutex_destroy(&ra->lock);
+	free(ra->block[0].buf);
+	free(ra->block[1].buf);
+}
+
+/* The next block, valid until read_done. */
+static int
+read_next(struct read_ahead *ra, struct loader *ld)
+{
+	struct block *b;
+
+	pthread_mutex_lock(&ra->lock);
+	while (ra->filled == ra->taken)
+		pthread_cond_wait(&ra->wake, &ra->lock);
+	b = &ra->block[ra->taken % 2];
+	pthread_mutex_unlock(&ra->lock);
+	ld->payload = b->buf + BLOCK_HEAD;
+	ld->len = b->len;
+	ld->kind = b->kind;
+	return b->err;
+}
+
+static void
+read_done(struct read_ahead *ra)
+{
+	pthread_mutex_lock(&ra->lock);
+	ra->taken++;
+	pthread_cond_broadcast(&ra->wake);
+	pthread_mutex_unlock(&ra->lock);
+}
+
+static int
+load_first(struct loader *ld, uint64_t file_size, struct log_pos *from)
+{
+	const uint8_t *p = ld->payload;
 	uint64_t entries;
 
 	if (ld->kind != KIND_FIRST || ld->len != FIRST_SIZE)
@@ -413,7 +513,7 @@ load_first(struct loader *ld, struct log_pos *from)
 	ld->s->seq = get_le64(p + 16);
 	atomic_store(&ld->s->next_ino, get_le64(p + 24));
 	entries = get_le64(p + 32);
-	if (entries > ld->size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT)
+	if (entries > file_size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT)
 		return -EIO;
 	ld->total = entries;
 	return index_reserve(ld->s->ix, entries);
@@ -555,7 +655,7 @@ load_entry(struct loader *ld, const uint8_t *p, size_t left)
 static int
 load_entries(struct loader *ld)
 {
-	const uint8_t *p = ld->buf + BLOCK_HEAD;
+	const uint8_t *p = ld->payload;
 	size_t left = ld->len;
 	ssize_t n;
 
@@ -575,7 +675,7 @@ load_entries(struct loader *ld)
 static int
 load_tombs(struct loader *ld)
 {
-	const uint8_t *p = ld->buf + BLOCK_HEAD;
+	const uint8_t *p = ld->payload;
 
 	if (ld->len % TOMB_SIZE)
 		return -EIO;
@@ -588,24 +688,45 @@ load_tombs(struct loader *ld)
 	return 0;
 }
 
+/* Return: 1 at the end, 0 go on, -errno. */
 static int
-load_all(struct loader *ld, struct log_pos *from)
+load_block(struct loader *ld)
 {
-	const uint8_t *p;
-	int err = load_block(ld);
+	const uint8_t *p = ld->payload;
 
-	if (!err)
-		err = load_first(ld, from);
-	while (!err) {
-		err = load_block(ld);
-		if (err)
-			break;
-		p = ld->buf + BLOCK_HEAD;
-		if (ld->kind == KIND_LAST)
-			return ld->len == 16 && get_le64(p) == ld->entries && get_le64(p + 8) == ld->tombs ? 0 : -EIO;
-		err = ld->kind == KIND_ENTRIES ? load_entries(ld) : ld->kind == KIND_TOMBS ? load_tombs(ld) : -EIO;
+	switch (ld->kind) {
+	case KIND_ENTRIES:
+		return load_entries(ld);
+	case KIND_TOMBS:
+		return load_tombs(ld);
+	case KIND_LAST:
+		return ld->len == 16 && get_le64(p) == ld->entries && get_le64(p + 8) == ld->tombs ? 1 : -EIO;
+	default:
+		return -EIO;
 	}
-	return err;
+}
+
+static int
+load_all(struct loader *ld, struct read_ahead *ra, struct log_pos *from)
+{
+	int r = read_begin(ra);
+
+	if (r)
+		return r;
+	r = read_next(ra, ld);
+	if (!r) {
+		r = load_first(ld, ra->size, from);
+		read_done(ra);
+	}
+	while (!r) {
+		r = read_next(ra, ld);
+		if (r)
+			break;
+		r = load_block(ld);
+		read_done(ra);
+	}
+	read_end(ra);
+	return r == 1 ? 0 : r;
 }
 
 static int
@@ -624,21 +745,21 @@ checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing)
 {
 	struct disk *d = s->disk;
 	struct loader ld = { .s = s, .missing = missing };
+	struct read_ahead ra = { .s = s };
 	int err;
 
-	ld.fd = d->ops->open(d, CKPT_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0);
-	if (ld.fd < 0)
-		return ld.fd;
+	ra.fd = d->ops->open(d, CKPT_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0);
+	if (ra.fd < 0)
+		return ra.fd;
 	ld.there = calloc(s->nsegs_known, sizeof(bool));
-	err = ld.there ? d->ops->size(d, ld.fd, &ld.size) : -ENOMEM;
+	err = ld.there ? d->ops->size(d, ra.fd, &ra.size) : -ENOMEM;
 	if (!err)
 		err = d->ops->list(d, find_segments, &ld);
 	if (!err)
-		err = load_all(&ld, from);
+		err = load_all(&ld, &ra, from);
 	if (!err)
 		s->ckpt_seg = from->seg;
-	(void)d->ops->close(d, ld.fd); /* nothing was written */
-	free(ld.buf);
+	(void)d->ops->close(d, ra.fd); /* nothing was written */
 	free(ld.there);
 	return err == -ENODATA || err == -ENOENT ? -EIO : err;
 }

@@ -387,7 +387,7 @@ range_add(struct build *b, uint64_t pos, uint64_t end)
 	struct range *r = b->nranges ? &b->range[b->nranges - 1] : NULL;
 	unsigned cap;
 
-	if (r && pos <= r->pos + r->len && pos / VALUE_CHUNK == r->pos / VALUE_CHUNK) {
+	if (r && pos <= r->pos + r->len && pos / DATA_SPAN == r->pos / DATA_SPAN) {
 		if (end > r->pos + r->len)
 			r->len = (uint32_t)(end - r->pos);
 		return 0;
@@ -419,13 +419,13 @@ plan_ranges(struct op *op)
 
 	for (unsigned i = 0; !err && i < l->n; i++) {
 		uint64_t pos = l->piece[i].pos, end = pos + l->piece[i].len;
-		uint64_t chunk_end = (pos / VALUE_CHUNK + 1) * VALUE_CHUNK;
+		uint64_t span_end = (pos / DATA_SPAN + 1) * DATA_SPAN;
 
 		if (round) {
 			pos = pos / EDIT_BLOCK * EDIT_BLOCK;
 			end = (end + EDIT_BLOCK - 1) / EDIT_BLOCK * EDIT_BLOCK;
-			if (end > chunk_end)
-				end = chunk_end;
+			if (end > span_end)
+				end = span_end;
 			if (end > b->size)
 				end = b->size;
 		}

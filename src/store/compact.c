@@ -816,6 +816,7 @@ retire(struct compaction *cp, bool scanned)
 	if (!live) {
 		tomb_review(s, cp->victim);
 		err = log_segment_retire(s->lg, cp->victim);
+		verified_forget(s, cp->victim);
 	}
 	s_unlock(s);
 	if (live || err)
@@ -901,7 +902,8 @@ consider(struct log_store *s, const struct log_segment_info *in, uint64_t room, 
 	bool dead = !in->live, young = in->id >= s->ckpt_seg;
 	double share = in->used ? (double)(in->used - (in->live < in->used ? in->live : in->used)) / (double)in->used : 1;
 
-	if (in->active || in->retired || is_bad(s, in->id) || in->live > room)
+	/* what is not applied yet is not accounted yet */
+	if (in->active || in->retired || in->id >= log_written_pos(s->lg).seg || is_bad(s, in->id) || in->live > room)
 		return;
 	if (in->id < s->draft_pins_cap && s->draft_pins[in->id])
 		return;
@@ -969,7 +971,7 @@ compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_
 {
 	struct compaction cp = { .s = s, .io = io, .pause = pause, .arg = arg };
 	struct choice c;
-	int err = choose(s, &c);
+	int err = log_failed(s->lg) ? -EROFS : choose(s, &c);
 
 	if (!err && c.victim && c.too_young) {
 		err = checkpoint_write(s, io, NULL, NULL);

@@ -430,15 +430,15 @@ over_limit(const struct store_draft *d, size_t len)
 static int
 write_through(struct store_draft *d, uint64_t off, const char *buf, size_t len, struct io *io, struct spill **out)
 {
-	unsigned n = (unsigned)((off + len - 1) / VALUE_CHUNK - off / VALUE_CHUNK) + 1;
+	unsigned n = (unsigned)((off + len - 1) / DATA_SPAN - off / DATA_SPAN) + 1;
 	struct spill *sp = spill_new(d, n);
-	uint64_t pos[4];
+	uint64_t pos[DRAFT_MEM_MAX / DATA_SPAN + 2];
 	int64_t grew;
 	int err = sp ? 0 : -ENOMEM;
 
-	assert(n <= 4);
+	assert(n <= sizeof(pos) / sizeof(pos[0]));
 	for (unsigned i = 0; !err && i < n; i++) {
-		size_t part = VALUE_CHUNK - off % VALUE_CHUNK;
+		size_t part = DATA_SPAN - off % DATA_SPAN;
 
 		if (part > len)
 			part = len;
@@ -638,6 +638,7 @@ resolve_below(struct draft_reading *dr, unsigned level, const struct layer *l, u
 static int
 resolve_disk(struct draft_reading *dr, unsigned level, const struct layer *l, uint64_t pos, uint64_t end)
 {
+	uint64_t extent_end;
 	struct extent e;
 	int err = 0;
 
@@ -646,10 +647,11 @@ resolve_disk(struct draft_reading *dr, unsigned level, const struct layer *l, ui
 			err = resolve_below(dr, level, l, pos, e.pos);
 			pos = e.pos;
 		}
+		extent_end = e.off + e.len;
 		if (e.len > end - pos)
 			e.len = (uint32_t)(end - pos);
 		if (!err && !draft_copy_spilling(dr->d, &e, dst_of(dr, pos)))
-			err = fetch_add(&dr->f, e.seg, e.off, e.len, dst_of(dr, pos));
+			err = fetch_add_extent(&dr->f, &e, extent_end, dst_of(dr, pos));
 		pos += e.len;
 	}
 	return err || pos >= end ? err : resolve_below(dr, level, l, pos, end);

@@ -2,7 +2,7 @@
 /*
  * layer.c - what was written to a draft since some moment: pieces of memory over extents that were spilled to the log.
  *
- * Pieces are sorted, do not overlap and never cross a chunk of value space, so that each is one record when it is spilled.
+ * Pieces are sorted, do not overlap and never cross a DATA_SPAN of value space, so that each is one record when it is spilled.
  * Writing on from a piece's end lengthens it (its memory doubles), writing over one changes it in place; only a gap makes
  * a new piece. Invariant: where a piece is, it is newer than what is spilled there; both are newer than what is below.
  *
@@ -97,8 +97,8 @@ piece_reserve(struct layer *l, struct piece *p, uint32_t len)
 	if (len <= p->cap)
 		return 0;
 	cap = (cap + PIECE_MIN - 1) / PIECE_MIN * PIECE_MIN;
-	if (cap > VALUE_CHUNK)
-		cap = VALUE_CHUNK;
+	if (cap > DATA_SPAN)
+		cap = DATA_SPAN;
 	data = realloc(p->data, cap);
 	if (!data)
 		return -ENOMEM;
@@ -139,7 +139,7 @@ write_some(struct layer *l, uint64_t pos, const char *buf, size_t len)
 	}
 	if (p && len > p->pos - pos)
 		len = p->pos - pos;
-	if (before && piece_end(before) == pos && before->pos / VALUE_CHUNK == pos / VALUE_CHUNK) {
+	if (before && piece_end(before) == pos && before->pos / DATA_SPAN == pos / DATA_SPAN) {
 		if (piece_reserve(l, before, before->len + (uint32_t)len))
 			return -ENOMEM;
 		memcpy(before->data + before->len, buf, len);
@@ -157,7 +157,7 @@ layer_write(struct layer *l, uint64_t pos, const void *buf, size_t len, int64_t 
 	ssize_t n = 0;
 
 	while (len && n >= 0) {
-		size_t part = VALUE_CHUNK - pos % VALUE_CHUNK;
+		size_t part = DATA_SPAN - pos % DATA_SPAN;
 
 		n = write_some(l, pos, p, part < len ? part : len);
 		if (n > 0) {

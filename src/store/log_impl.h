@@ -99,6 +99,8 @@ void segment_header_encode(uint8_t *buf, const struct segment_header *h, const s
  * -EUCLEAN another store's; -EPROTONOSUPPORT another version.
  */
 int segment_header_decode(const uint8_t *buf, size_t size, const uint8_t uuid[16], struct segment_header *h);
+/** Does a header that fails its checksum still say, in one of two ways, that it has this size? */
+bool segment_header_claims(const uint8_t *buf, uint64_t size);
 struct segment_range segment_header_range(const uint8_t *buf, uint32_t i);
 void batch_header_encode(uint8_t *buf, struct batch_header *h, uint64_t seed);
 /** Decode the header that should stand at (seg, off). 0 or -EIO. */

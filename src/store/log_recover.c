@@ -394,6 +394,31 @@ chain_at(struct recovery *rc, unsigned i, uint64_t off, struct chain *c)
 	return r;
 }
 
+/*
+ * The segment's header cannot be read: begin at the first batch that can. If what the header says of its size fits, in
+ * either of two ways, no batch is missing before that.
+ */
+static int
+begin_headless(struct recovery *rc)
+{
+	struct batch_header h;
+	const uint8_t *p;
+	uint64_t start;
+	bool fits;
+	int r = learn_durable(rc, rc->at);
+
+	if (r || log_pos_cmp(log_pos_make(rc->w.seg->id, 0), rc->w.durable) >= 0 ||
+	    walk_resync(&rc->w, 8, &start, &h) != 1 || start < SEGMENT_HEADER_FIXED)
+		return r; /* the walk will tell */
+	p = reader_get(&rc->w.r, 0, SEGMENT_HEADER_FIXED);
+	if (!p)
+		return -ENOMEM;
+	fits = segment_header_claims(p, start);
+	rc->w.pos = start;
+	rc->w.chain = (struct chain){ .number = h.number - 1 };
+	return walk_gap(&rc->w, 0, start, fits, "the segment's header is damaged");
+}
+
 /* Where to begin in the first segment of the walk. */
 static int
 begin_first(struct recovery *rc, unsigned i)
@@ -404,8 +429,9 @@ begin_first(struct recovery *rc, unsigned i)
 
 	rc->w.pos = head;
 	if (f->id != rc->from.seg || rc->from.off <= head) {
-		if (!f->head)
-			rc->w.chain = chain_of_header(&f->h);
+		if (f->head)
+			return begin_headless(rc);
+		rc->w.chain = chain_of_header(&f->h);
 		return 0;
 	}
 	r = chain_at(rc, i, rc->from.off, &rc->w.chain);

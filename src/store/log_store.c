@@ -32,6 +32,7 @@
 #define SUPER_SIZE 64u
 #define SUPER_MAGIC UINT64_C(0x45524f545346564b) /* "KVFSTORE" */
 #define FORMAT_VERSION 1u
+#define RESERVE_MIN (256u << 10)
 #define WALK_BUCKETS 1024u /* under one hold of the lock */
 
 int64_t
@@ -621,8 +622,6 @@ config_defaults(struct store_config *c)
 		c->segment_size = UINT64_C(1) << 30;
 	if (!c->max_value)
 		c->max_value = UINT64_C(1) << 30;
-	if (c->max_value > VALUE_LIMIT)
-		c->max_value = VALUE_LIMIT;
 	if (!c->max_buffers)
 		c->max_buffers = UINT64_C(256) << 20;
 	if (!c->compact_percent)
@@ -639,6 +638,8 @@ reserve_of(const struct store_config *c)
 {
 	uint64_t r = c->segment_size / 4;
 
+	if (r < RESERVE_MIN)
+		r = RESERVE_MIN; /* the log allocates in steps of 64 KiB */
 	if (r > UINT64_C(64) << 20)
 		r = UINT64_C(64) << 20;
 	if (c->max_size && r > c->max_size / 8)
@@ -666,34 +667,22 @@ store_open_log(struct log_store *s)
 	return err ? err : log_create(&lc, &s->lg);
 }
 
-static int
-free_entry(void *arg, struct index_entry *e, uint64_t cookie)
-{
-	struct index_extra *x = index_extra(e);
-
-	(void)arg;
-	(void)cookie;
-	if (x && x->value) {
-		(void)value_unref(x->value); /* nobody else has it */
-		x->value = NULL;
-	}
-	return 0;
-}
-
 void
 store_close_log(struct log_store *s)
 {
 	struct large *l;
-	uint64_t next;
 
-	if (s->ix)
-		(void)index_walk(s->ix, 0, 0, &next, free_entry, NULL); /* never stops */
-	index_destroy(s->ix);
-	s->ix = NULL;
-	while (s->large_list.next && (l = s->large_list.next) != &s->large_list) {
+	while ((l = s->large_list.next) != &s->large_list) {
+		struct index_extra *x = index_extra(l->e);
+
+		(void)value_unref(x->value); /* nobody else has it */
+		x->value = NULL;
 		s->large_list.next = l->next;
 		free(l);
 	}
+	index_destroy(s->ix);
+	s->ix = NULL;
+	verified_free(s);
 	free(s->larges);
 	s->larges = NULL;
 	s->nlarges = s->large_slots = 0;
@@ -726,6 +715,7 @@ store_free(struct log_store *s)
 	free(s->bad_seg);
 	free(s->skip_seg);
 	free(s->rec_live);
+	pthread_mutex_destroy(&s->verified_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -748,10 +738,17 @@ log_store_open(const struct store_config *cfg, struct store **out, char *err, si
 	s->large_list.prev = s->large_list.next = &s->large_list;
 	atomic_init(&s->next_ino, INO_FIRST);
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->verified_lock, NULL);
 	s->pend_slots = 256;
 	s->pends = calloc(s->pend_slots, sizeof(struct pend *));
 	if (!s->pends)
 		goto out_free;
+	if (s->cfg.max_value > VALUE_LIMIT) {
+		(void)snprintf(err, err_cap, "max_value is larger than this engine can hold: at most %llu bytes",
+			       (unsigned long long)VALUE_LIMIT);
+		r = -EINVAL;
+		goto out_free;
+	}
 	r = super_open(s, err, err_cap);
 	if (!r)
 		r = store_open_log(s);

@@ -32,14 +32,15 @@
 
 #define INLINE_MAX   (16u << 10) /* largest value that lives in its record, bytes */
 #define EDIT_BLOCK   4096u       /* edits of large values are rounded out to this */
-#define EXTENTS_MAX  40000u      /* per value; beyond it chunks are written anew */
+#define DATA_SPAN    (256u << 10) /* data records do not cross multiples of this, bytes of value space */
+#define EXTENTS_MAX  60000u      /* per value; beyond it chunks are written anew */
 #define CHUNK_EXTENTS_MAX 256u   /* per MiB touched by an edit */
 #define TRAIL_MAX    8u          /* segments that the records of one large key may be in */
 #define DELTA_MIN    4096u       /* bytes of deltas that are always all right */
 #define DRAFT_MEM_MAX (2u << 20) /* of one draft, bytes */
 #define INO_FIRST    16u
 #define INO_LIMIT    (UINT64_C(1) << 40)
-#define VALUE_LIMIT  (UINT64_C(1) << 36) /* bytes; extent lists must fit into one batch */
+#define VALUE_LIMIT  (UINT64_C(8) << 30) /* bytes; extent lists must fit into one batch */
 
 #define INDEX_F_GHOST 0x80u /* made ahead of its first commit; nobody may see it */
 
@@ -126,6 +127,12 @@ struct fetch_part {
 	uint64_t off;
 	size_t len;
 	char *dst;
+	/* a data record that has not been verified yet: read whole into tmp, then a part of it is copied */
+	char *tmp;
+	size_t tmp_len;
+	uint64_t rec, data_off, pos; /* record and wanted bytes in the segment, their place in the value */
+	char *data;
+	size_t data_len;
 };
 
 /* Reads of several ranges of (pinned) segments. Belongs to one thread. */
@@ -143,6 +150,14 @@ void fetch_init(struct fetch *f, struct log_store *s, struct io *io);
 void fetch_free(struct fetch *f);
 /** Add a range. The segment must stay pinned until the end. 0 or -ENOMEM. */
 int fetch_add(struct fetch *f, uint32_t seg, uint64_t off, size_t len, void *dst);
+/**
+ * Add (part of) an extent; the record it lies in is verified when it is read for the first time.
+ * @extent_end: where the whole extent ends in the segment
+ */
+int fetch_add_extent(struct fetch *f, const struct extent *e, uint64_t extent_end, void *dst);
+/** Forget which records of a segment have been verified. */
+void verified_forget(struct log_store *s, uint32_t seg);
+void verified_free(struct log_store *s);
 /** Read everything. 0 (all there), -errno, or STORE_PENDING: done is called from io_run. No lock may be held. */
 int fetch_start(struct fetch *f, void (*done)(struct fetch *f, int err));
 
@@ -200,7 +215,7 @@ void record_read_free(struct record_read *rr);
 
 /* ---- uncommitted writes ---- */
 
-/* A run of bytes in memory, within one chunk of value space. */
+/* A run of bytes in memory, within one DATA_SPAN of value space. */
 struct piece {
 	uint64_t pos;
 	uint32_t len, cap;
@@ -438,7 +453,7 @@ void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t
 int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
 		  struct large **spare, bool *ghost);
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
-/** Install a state from a checkpoint; takes over st->value. 0, -ENOMEM, -EIO (the key is there already). */
+/** Install a state from a checkpoint, where each key is once; takes over st->value. 0 or -ENOMEM. */
 int state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st);
 struct large *large_find(struct log_store *s, const struct index_entry *e);
 /** Begin anew with a full record; add a delta. */
@@ -507,6 +522,9 @@ struct log_store {
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */
 	_Atomic bool no_nowait;       /* the disk knows no RWF_NOWAIT */
+	pthread_mutex_t verified_lock; /* protects the next two; a leaf */
+	uint64_t **verified;          /* by segment: a bit for each 4 KiB in which a verified data record begins */
+	uint32_t verified_cap;
 	_Atomic uint64_t gets, reads, disk_reads, read_bytes;
 	struct background *bg;
 };

@@ -20,6 +20,9 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#define SEQ_SKIP (UINT64_C(1) << 32)
+#define INO_SKIP (UINT64_C(1) << 20)
+
 /* A damaged place; hash 0: it may have been data. */
 struct damage {
 	uint32_t seg;
@@ -512,6 +515,30 @@ review(struct recovery *rc)
 
 /* ---- the start ---- */
 
+/* Segments have been retired: then versions and inode numbers may have been given that no record tells of any more. */
+static bool
+anything_retired(struct log_store *s)
+{
+	uint32_t seg = 0, next;
+
+	while ((next = log_segment_next(s->lg, seg + 1)) == seg + 1)
+		seg = next;
+	return next;
+}
+
+/* Without a checkpoint the counters are only known from the records there are: leave a distance. */
+static void
+skip_counters(struct log_store *s)
+{
+	uint64_t ino = atomic_load(&s->next_ino);
+
+	if (!anything_retired(s))
+		return;
+	s->seq += SEQ_SKIP;
+	if (ino + INO_SKIP < INO_LIMIT)
+		atomic_store(&s->next_ino, ino + INO_SKIP);
+}
+
 static void
 flush_live(struct log_store *s)
 {
@@ -552,6 +579,7 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	struct recovery rc = { .s = s };
 	struct log_pos from = { 0 };
 	uint64_t cut = 0;
+	bool loaded = false;
 	int r;
 
 	s->recovering = true;
@@ -560,6 +588,7 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		return r;
 	if (!r) {
 		r = recover_from(&rc, from, &cut, err, cap);
+		loaded = !r;
 		if (r && r != -ENOMEM)
 			diag_warn("the checkpoint does not fit the log (%s); reading the whole log", err);
 	} else if (r != -ENOENT) {
@@ -576,9 +605,11 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (!r) {
 		s->st.cut_bytes = cut;
 		if (cut)
-			diag_warn("%llu bytes at the end of the log were never completed and have been cut",
-				  (unsigned long long)cut);
+			diag_warn("%llu bytes at the end of the log were never completed and %s",
+				  (unsigned long long)cut, s->cfg.readonly ? "are left out" : "have been cut");
 		flush_live(s);
+		if (!loaded)
+			skip_counters(s);
 		review(&rc);
 		tomb_review(s, 0);
 	}

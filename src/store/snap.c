@@ -117,7 +117,7 @@ snap_open(struct store *st, const struct store_key *key, struct store_snap **out
 int
 value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f, struct store_draft *d, bool zero)
 {
-	uint64_t end = pos + len, stop;
+	uint64_t end = pos + len, stop, extent_end;
 	struct extent e;
 	int err = 0;
 
@@ -131,10 +131,11 @@ value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct f
 		pos = stop;
 		if (!found)
 			break;
+		extent_end = e.off + e.len;
 		if (e.len > end - pos)
 			e.len = (uint32_t)(end - pos);
 		if (!d || !draft_copy_spilling(d, &e, dst))
-			err = fetch_add(f, e.seg, e.off, e.len, dst);
+			err = fetch_add_extent(f, &e, extent_end, dst);
 		pos += e.len;
 		dst += e.len;
 	}

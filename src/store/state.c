@@ -537,7 +537,7 @@ int
 state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st)
 {
 	uint64_t hash = index_hash(s->ix, key, klen);
-	struct index_entry *e = index_find(s->ix, key, klen, hash) ? NULL : index_insert(s->ix, key, klen, hash);
+	struct index_entry *e = index_insert(s->ix, key, klen, hash); /* a walk of the index gives each key once */
 	struct large *spare = NULL;
 
 	if (st->value)

@@ -5,8 +5,8 @@
  *
  *   kvfs-mem [-f] -o OPTIONS MOUNTPOINT
  *
- * Takes kvfs's command line; what concerns the log engine (sync=, segment_size=, …) is understood and of no effect. With
- * data=DIRECTORY the keys are in a file there between a clean stop and the next start. Its own options:
+ * Takes kvfs's command line; what concerns the log engine (sync=, segment_size=, …) is understood and of no effect.
+ * With data=DIRECTORY the keys are in a file there between a clean stop and the next start. Its own options:
  *   delay_us=N     mean delay of an answer (300; 0: at once)
  *   uncertain=1/N  so many commits, removes and renames answer STORE_UNCERTAIN (none)
  *   foreign=1      somebody else writes the keys foreign-0 … foreign-3 (see memstore.h)

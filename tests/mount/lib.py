@@ -373,12 +373,12 @@ class Mount:
             return any(line.split()[4] == name for line in info)
 
     def mounted(self):
-        """On /proc/self/mountinfo and answering."""
-        if not self.mounted_at_all():
-            return False
+        """
+        Mounted, and a daemon answers. Reading a file asks it, where the kernel knows much of a dead mount by itself; and
+        the bare directory, which shows for a moment when a dead mount is replaced, does not have that file.
+        """
         try:
-            os.statvfs(self.path)  # always asked, where a dead mount may still answer stat from the kernel's cache
-            return True
+            return bool(get(self.path + "/.kvfs/stats"))
         except OSError:
             return False
 

@@ -113,7 +113,7 @@ kv_mount()
 
 mounted_or_dead()
 {
-	[ -s "$T/status" ] || { is_mounted "$M" && stat -f "$M" > /dev/null 2>&1; }
+	[ -s "$T/status" ] || { cat "$M/.kvfs/stats" > /dev/null 2>&1; }
 }
 
 kv_pid()
