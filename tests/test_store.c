@@ -900,6 +900,48 @@ compaction_never_brings_deleted_keys_back(void **state)
 }
 
 static void
+compaction_spares_data_of_commits_under_way(void **state)
+{
+	struct sl *sl = *state;
+	size_t size = 6 * MIB;
+	char *p = pattern(size, 3);
+	struct store_commit c = { .kind = STORE_EDIT, .key = sl_key("k") };
+	struct store_snap *snap;
+	struct store_draft *d;
+	struct sl_wait w;
+	int r;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.segment_size = 64 * KIB;
+	sl->cfg.mode = STORE_ALWAYS;
+	assert_int_equal(sl_open(sl), 0);
+	assert_int_equal(sl_put(sl, "k", p, size), 0);
+	assert_int_equal(sl_snap(sl, "k", &snap), 0);
+	assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
+	store_snap_close(sl->st, snap);
+	for (size_t at = 100; at < size; at += 8192) { /* more than one group of records */
+		p[at] ^= 1;
+		assert_int_equal(sl_draft_write(sl, d, at, p + at, 1), 0);
+	}
+	c.draft = d;
+	r = store_commit(sl->st, &c, sl_req(sl, &w));
+	for (int i = 0; i < 50 && !w.ended && r == STORE_PENDING; i++) {
+		assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+		(void)io_run(sl->io, 0);
+	}
+	assert_int_equal(sl_wait(sl, &w, r), 0);
+	store_draft_free(sl->st, d);
+	check_value(sl, "k", p, size);
+	check_accounts(sl);
+	assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
+	check_value(sl, "k", p, size);
+	sl_crash(sl);
+	check_value(sl, "k", p, size);
+	check_accounts(sl);
+	free(p);
+}
+
+static void
 write_over(struct sl *sl, const char *name, off_t off, const void *data, size_t n)
 {
 	char path[128];
@@ -1258,6 +1300,7 @@ main(void)
 		T(keys_are_found_by_inode),
 		T(compaction_bounds_the_log),
 		T(compaction_never_brings_deleted_keys_back),
+		T(compaction_spares_data_of_commits_under_way),
 		T(a_damaged_checkpoint_falls_back_to_the_log),
 		T(a_damaged_record_answers_eio_and_nothing_older),
 		T(damaged_data_of_a_large_value_answers_eio),

@@ -53,7 +53,7 @@ random_size(struct actor *a)
 {
 	uint64_t x = rnd(a) % 100;
 
-	return x < 80 ? 16 + rnd(a) % 1000 : x < 98 ? 16 + rnd(a) % 30000 : 16 + rnd(a) % (SIZE_MAX_ - 16);
+	return x < 60 ? 16 + rnd(a) % 1000 : x < 80 ? 16 + rnd(a) % 30000 : 16 + rnd(a) % (SIZE_MAX_ - 16);
 }
 
 /* A value that says its length and a seed from which all of it follows. */

@@ -646,6 +646,11 @@ setattr_root(struct rq *r)
 		/* fallthrough */
 	default:
 		store_draft_free(m->store, c->draft);
+		if (r->err == STORE_UNCERTAIN && ++r->tries < 20) { /* the same again does no harm */
+			r->state = 0;
+			c->set = c->set_new = 0;
+			return setattr_root(r);
+		}
 		return setattr_root_done(r);
 	}
 }

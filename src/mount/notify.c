@@ -113,8 +113,11 @@ static void *
 notifier_main(void *arg)
 {
 	struct kvfs_mount *m = arg;
+
+	pthread_mutex_lock(&m->lock);
 	struct notifier *nf = m->notifier;
 
+	pthread_mutex_unlock(&m->lock);
 	for (;;) {
 		pthread_mutex_lock(&nf->lock);
 		while (!nf->first && !nf->stop)
@@ -160,10 +163,15 @@ notifier_start(struct kvfs_mount *m)
 		free(nf);
 		return e;
 	}
+	/* The engine's events may come at any time from now on. */
+	pthread_mutex_lock(&m->lock);
 	m->notifier = nf;
+	pthread_mutex_unlock(&m->lock);
 	e = pthread_create(&nf->thread, NULL, notifier_main, m);
 	if (e) {
+		pthread_mutex_lock(&m->lock);
 		m->notifier = NULL;
+		pthread_mutex_unlock(&m->lock);
 		io_destroy(nf->io);
 		free(nf);
 	}

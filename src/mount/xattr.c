@@ -302,10 +302,16 @@ keep_created(struct rq *r)
 	return 0;
 }
 
+static enum rq_result root_set(struct rq *r);
+
 static enum rq_result
 root_set_done(struct rq *r)
 {
 	store_draft_free(r->m->store, r->commit.draft);
+	if (r->err == STORE_UNCERTAIN && ++r->tries < 20) { /* the same again does no harm */
+		r->state = 2;
+		return root_set(r);
+	}
 	return rq_err(r, r->err);
 }
 

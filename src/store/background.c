@@ -338,18 +338,20 @@ keep_checkpoint(struct background *bg)
 		diag_warn("cannot write a checkpoint of the index: %s (the next start takes longer)", strerror(-err));
 }
 
-/* Return: whether something was done. */
+/* Return: whether something was done. @put_off: set when it was too early to look, or looking failed: look again */
 static bool
-keep_compact(struct background *bg, int64_t *not_before)
+keep_compact(struct background *bg, int64_t *not_before, bool *put_off)
 {
 	int r;
 
-	if (clock_monotonic_ns() < *not_before)
+	*put_off = clock_monotonic_ns() < *not_before;
+	if (*put_off)
 		return false;
 	r = compact_step(bg->s, bg->keeper_io, pace, bg);
 	if (r < 0 && r != -ECANCELED) {
 		diag_debug("compaction: %s", strerror(-r));
 		*not_before = clock_monotonic_ns() + NS_PER_SEC;
+		*put_off = true;
 	} else if (!r) {
 		*not_before = clock_monotonic_ns() + 50 * NS_PER_MSEC;
 	}
@@ -363,6 +365,7 @@ keeper_main(void *arg)
 	struct log_store *s = bg->s;
 	struct log_pos seen = { 0 }, tail;
 	int64_t wait = BUSY_NS, not_before = 0;
+	bool put_off = false;
 	int r;
 
 	while (!atomic_load(&bg->stop)) {
@@ -382,8 +385,10 @@ keeper_main(void *arg)
 		seen = tail;
 		wait = BUSY_NS;
 		keep_checkpoint(bg);
-		while (!atomic_load(&bg->stop) && keep_compact(bg, &not_before))
+		while (!atomic_load(&bg->stop) && keep_compact(bg, &not_before, &put_off))
 			seen = log_tail(s->lg);
+		if (put_off)
+			seen = (struct log_pos){ 0 }; /* what happened since the last look has not been looked at */
 	}
 	io_drain(bg->keeper_io);
 	return NULL;

@@ -208,6 +208,7 @@ struct log {
 	uint64_t used_total;
 	unsigned trims;   /* segments with `trim` */
 	bool dir_dirty;   /* some file's entry is not durable */
+	bool dir_failed;  /* flushing the directory failed: no later flush can be believed; protected by space_lock */
 	bool writing, flushing, applying;
 	bool flush_failed, poisoned;
 	const char *failed;

@@ -504,6 +504,12 @@ walk_all(struct recovery *rc)
 	while (i < rc->n && rc->f[i].id < rc->from.seg)
 		i++;
 	rc->tail_at = rc->n;
+	if (i == rc->n && i > 0) {
+		/* All that is left lies before the place to begin at. Go on behind it, in a new segment. */
+		rc->tail_at = i - 1;
+		r = chain_at(rc, i - 1, rc->f[i - 1].end, &rc->w.chain);
+		rc->w.chain.known = false;
+	}
 	for (; i < rc->n && !r; i++) {
 		r = walk_one(rc, i, first);
 		first = false;
@@ -530,16 +536,6 @@ add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
 	return 0;
 }
 
-static int
-note_retired(void *arg, uint32_t id)
-{
-	struct recovery *rc = arg;
-
-	if (in_list(rc->retired, rc->nretired, id))
-		return 0;
-	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
-}
-
 static bool
 is_present(const struct recovery *rc, uint32_t id)
 {
@@ -548,6 +544,19 @@ is_present(const struct recovery *rc, uint32_t id)
 	f = rc->n ? bsearch(&key, rc->f, rc->n, sizeof(key), compare_found) : NULL;
 	return f && f->head != -EBADF;
 }
+
+/* Only ids that matter are kept. */
+static int
+note_retired(void *arg, uint32_t id)
+{
+	struct recovery *rc = arg;
+
+	if (in_list(rc->retired, rc->nretired, id) || !(is_present(rc, id) || in_list(rc->lost, rc->nlost, id)))
+		return 0;
+	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
+}
+
+#define LOST_MAX 4096u /* more are not told one by one */
 
 /* Ids in the header of segment i that have no file. */
 static int
@@ -564,7 +573,7 @@ absent_in_header(struct recovery *rc, unsigned i)
 	for (uint32_t k = 0; p && k < rc->f[i].h.nranges && !r; k++) {
 		range = segment_header_range(p, k);
 		for (uint32_t id = range.first; id - range.first < range.count && id <= rc->f[i].id && !r; id++)
-			if (!is_present(rc, id))
+			if (rc->nlost < LOST_MAX && !is_present(rc, id))
 				r = add_id(&rc->lost, &rc->nlost, &rc->lost_cap, id);
 	}
 	reader_destroy(&w.r);

@@ -32,8 +32,8 @@ reader_init(struct reader *r, struct disk *d, int fd, uint64_t size)
 	r->fd = fd;
 	r->size = size;
 	r->bad = UINT64_MAX;
-	r->buf = malloc(READ_WINDOW);
-	r->cap = READ_WINDOW;
+	r->cap = size < READ_PAGE ? READ_PAGE : size < READ_WINDOW ? (size_t)size : READ_WINDOW;
+	r->buf = malloc(r->cap);
 	return r->buf ? 0 : -ENOMEM;
 }
 
@@ -278,8 +278,11 @@ walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header 
 
 		if (!p)
 			break;
-		if (get_le32(p) == TRAILER_MAGIC && trailer_at(w, from, off, p, start, h))
-			return 2;
+		if (get_le32(p) == TRAILER_MAGIC) {
+			if (trailer_at(w, from, off, p, start, h))
+				return 2;
+			continue; /* the window may have moved */
+		}
 		if (get_le32(p + 8) != BATCH_MAGIC || off + BATCH_HEADER_SIZE > w->limit)
 			continue;
 		p = reader_get(&w->r, off, BATCH_HEADER_SIZE);

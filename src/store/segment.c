@@ -407,6 +407,18 @@ log_service_due(struct log *lg)
 	return !lg->cfg.readonly && service_needs(lg, &ahead, &trim) != 0;
 }
 
+/* space_lock held. The kernel tells of a failure once and forgets it: so after one no success counts any more. */
+static int
+flush_dir(struct log *lg)
+{
+	int r = -EIO;
+
+	if (!lg->dir_failed)
+		LOG_RETRY(r, lg->cfg.disk->ops->fsync_dir(lg->cfg.disk));
+	lg->dir_failed = r != 0;
+	return r;
+}
+
 /* Make the entries of all files that exist now durable. */
 int
 segment_sync_dir(struct log *lg)
@@ -416,7 +428,7 @@ segment_sync_dir(struct log *lg)
 
 	pthread_mutex_lock(&lg->space_lock);
 	upto = lg->next_id;
-	LOG_RETRY(r, lg->cfg.disk->ops->fsync_dir(lg->cfg.disk));
+	r = flush_dir(lg);
 	if (!r) {
 		pthread_mutex_lock(&lg->lock);
 		pthread_mutex_lock(&lg->tab_lock);
@@ -469,7 +481,7 @@ delete_segment(struct log *lg, struct segment *s)
 	LOG_RETRY(r, d->ops->unlink(d, name));
 	if (r && r != -ENOENT)
 		return r;
-	LOG_RETRY(r, d->ops->fsync_dir(d));
+	r = flush_dir(lg);
 	if (r)
 		return r;
 	pthread_mutex_lock(&lg->lock);

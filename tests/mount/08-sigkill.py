@@ -24,7 +24,8 @@ KILLS = int(os.environ.get("KILLS", "9" if QUICK else "51"))
 SEED = int(os.environ.get("SEED", "1"))
 CLIENTS = 4
 KEYS = 12
-DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESHUTDOWN, errno.ENODEV, errno.EINTR)
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ESHUTDOWN, errno.ENODEV, errno.EINTR,
+        errno.ECANCELED)  # over io_uring the kernel ends requests so
 
 
 class State:

@@ -3,9 +3,10 @@
 lib.py - what the mount tests in python share: a mount of their own, cases, and a second process to look from.
 
 Environment: KVFS (the daemon), KVFSCTL, BUILD (helper programs in BUILD/tests/mount), TRANSPORT (dev or uring),
-QUICK (not empty: fewer repetitions), TEST_DIR (where the temporary directories go). A script collects cases with @case and ends with run(). Every case prints one
-line, `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`; the exit status is 1 if any failed. A case that does not end in time is
-reported, the daemon is killed and the script stops: a test never hangs on a mount that does.
+QUICK (not empty: fewer repetitions), TEST_DIR (where the temporary directories go). A script collects cases with @case
+and ends with run(). Every case prints one line, `ok NAME`, `not ok NAME: reason` or `skip NAME: reason`; the exit status
+is 1 if any failed. A case that does not end in time is reported, the daemon is killed and the script stops: a test never
+hangs on a mount that does.
 """
 import ctypes
 import errno
