@@ -212,6 +212,7 @@ run_threads(enum io_backend backend, bool dsync, unsigned rounds)
 	struct io_config ic = { .backend = backend };
 	struct shared s = { .backend = backend, .rounds = rounds };
 	struct worker *w = calloc(THREADS, sizeof(*w));
+	struct io *own;
 	pthread_t service;
 	uint64_t last = 0;
 
@@ -236,9 +237,11 @@ run_threads(enum io_backend backend, bool dsync, unsigned rounds)
 		pthread_join(w[i].thread, NULL);
 	s.stop_service = true;
 	pthread_join(service, NULL);
-	log_kick(s.lg, w[0].io); /* the last note of a retired segment */
-	while (io_inflight(w[0].io))
-		(void)io_run(w[0].io, 1000000);
+	assert_int_equal(io_create(&ic, &own), 0); /* a queue belongs to the thread that first ran it */
+	log_kick(s.lg, own); /* the last note of a retired segment */
+	while (io_inflight(own))
+		(void)io_run(own, 1000000);
+	io_destroy(own);
 	assert_false(s.bad);
 	assert_int_equal(s.ended, (uint64_t)THREADS * rounds);
 	assert_int_equal(s.applied, s.next);
@@ -263,6 +266,7 @@ run_failing(bool dsync, unsigned ops, uint64_t nth, int err)
 	struct shared s = { .rounds = 200, .fail_expected = true, .busy = THREADS, .d = simdisk_new() };
 	struct worker *w = calloc(THREADS, sizeof(*w));
 	char text[200];
+	struct io *own;
 	pthread_t service;
 
 	assert_non_null(w);
@@ -284,9 +288,11 @@ run_failing(bool dsync, unsigned ops, uint64_t nth, int err)
 		pthread_join(w[i].thread, NULL);
 	s.stop_service = true;
 	pthread_join(service, NULL);
-	log_kick(s.lg, w[0].io);
-	while (io_inflight(w[0].io))
-		(void)io_run(w[0].io, 1000000);
+	assert_int_equal(io_create(&ic, &own), 0);
+	log_kick(s.lg, own);
+	while (io_inflight(own))
+		(void)io_run(own, 1000000);
+	io_destroy(own);
 	assert_false(s.bad);
 	assert_int_equal(simdisk_failures(s.d), 1);
 	if (err == -EIO) {

@@ -903,7 +903,7 @@ static void
 compaction_spares_data_of_commits_under_way(void **state)
 {
 	struct sl *sl = *state;
-	size_t size = 6 * MIB;
+	size_t size = 150 * 40 * KIB;
 	char *p = pattern(size, 3);
 	struct store_commit c = { .kind = STORE_EDIT, .key = sl_key("k") };
 	struct store_snap *snap;
@@ -913,28 +913,32 @@ compaction_spares_data_of_commits_under_way(void **state)
 
 	assert_int_equal(sl_close(sl), 0);
 	sl->cfg.segment_size = 64 * KIB;
+	sl->cfg.compact_percent = 10;
+	sl->cfg.rebuild = true; /* no checkpoint, so that no victim is too young */
 	sl->cfg.mode = STORE_ALWAYS;
 	assert_int_equal(sl_open(sl), 0);
-	assert_int_equal(sl_put(sl, "k", p, size), 0);
-	assert_int_equal(sl_snap(sl, "k", &snap), 0);
-	assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
-	store_snap_close(sl->st, snap);
-	for (size_t at = 100; at < size; at += 8192) { /* more than one group of records */
-		p[at] ^= 1;
-		assert_int_equal(sl_draft_write(sl, d, at, p + at, 1), 0);
+	for (size_t at = 0; at < size; at += 40 * KIB) { /* records that fit into segments */
+		assert_int_equal(at ? sl_edit(sl, "k", at, p + at, 40 * KIB) : sl_put(sl, "k", p, 40 * KIB), 0);
 	}
-	c.draft = d;
-	r = store_commit(sl->st, &c, sl_req(sl, &w));
-	for (int i = 0; i < 50 && !w.ended && r == STORE_PENDING; i++) {
+	for (int steps = 0; steps < 12; steps++) {
+		assert_int_equal(sl_snap(sl, "k", &snap), 0);
+		assert_int_equal(store_draft_new(sl->st, snap, &d), 0);
+		store_snap_close(sl->st, snap);
+		for (size_t at = 100; at < size; at += 8192) { /* more than one group of records */
+			p[at] ^= 1;
+			assert_int_equal(sl_draft_write(sl, d, at, p + at, 1), 0);
+		}
+		c.draft = d;
+		r = store_commit(sl->st, &c, sl_req(sl, &w));
+		for (int i = 0; i < steps && !w.ended && r == STORE_PENDING; i++)
+			(void)io_run(sl->io, 0);
+		assert_int_equal(sl_put(sl, "other", p, 16 * KIB), 0); /* the log goes on in the next segment */
 		assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
-		(void)io_run(sl->io, 0);
+		assert_int_equal(sl_wait(sl, &w, w.ended ? STORE_PENDING : r), 0);
+		store_draft_free(sl->st, d);
+		check_value(sl, "k", p, size);
+		check_accounts(sl);
 	}
-	assert_int_equal(sl_wait(sl, &w, r), 0);
-	store_draft_free(sl->st, d);
-	check_value(sl, "k", p, size);
-	check_accounts(sl);
-	assert_int_equal(sl_background(sl, LOG_TASK_COMPACT), 0);
-	check_value(sl, "k", p, size);
 	sl_crash(sl);
 	check_value(sl, "k", p, size);
 	check_accounts(sl);

@@ -634,12 +634,15 @@ write_group(struct op *op, bool wait)
 					   .payload = r->buf ? r->buf : r->src, .payload_size = r->len };
 	}
 	if (!err)
+		err = pinset_reserve(op->s, &op->pins);
+	if (!err)
 		err = wait ? op_append_data(op, recs, n, places) : data_append(op->s, recs, n, places, op->reserved);
 	for (unsigned i = 0; !err && i < n; i++) {
 		struct range *r = &b->range[b->next + i];
 		struct extent e = { .pos = r->pos, .len = r->len, .seg = places[i].seg,
 				    .off = places[i].payload_off, .rec = places[i].off };
 
+		pinset_add(op->s, &op->pins, e.seg);
 		err = put_extent(op, &e);
 		if (err && wait)
 			b->err = err; /* the append is under way: end after it */

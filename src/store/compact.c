@@ -9,6 +9,9 @@
  *   DATA          extents of large values refer to it: verified, what is referred to is copied, a MOVE tells so
  * The first two are found by scanning the segment, the others by walking the list of large values.
  *
+ * Accounts know what is applied. Data of a commit (or draft) that no key refers to yet is protected by pins: such a segment
+ * is no victim (struct pinset).
+ *
  * A copy is an operation on the key like any other (op.c): it is judged under the lock, never queued: a busy key is left
  * for another round. Records of drafts are not accounted; a segment that a draft has spilled to is no victim.
  * A segment is retired when its account of live bytes says zero, so a mistake costs space, never data.
@@ -462,7 +465,11 @@ move_data(struct op *op, struct move *mv, struct value *v, struct pairs *pairs)
 		src[n++] = &mv->ext[i];
 	}
 	if (!err && n)
+		err = pinset_reserve(op->s, &op->pins);
+	if (!err && n)
 		err = data_append(op->s, recs, n, places, true);
+	for (unsigned i = 0; !err && i < n; i++)
+		pinset_add(op->s, &op->pins, places[i].seg);
 	for (unsigned i = 0; !err && i < n; i++)
 		err = put_moved(op, v, src[i], &places[i], pairs);
 	if (!err && op->acct.failed)

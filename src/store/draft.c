@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PIN_AHEAD 256u /* segment ids that an append may go on by, names taken by foreign files left out */
 #define SPILL_BYTES (3u << 20) /* of one append */
 
 /* ---- accounts ---- */
@@ -45,7 +46,7 @@ disk_update(struct store_draft *d)
 	d->disk = now;
 }
 
-void
+static void
 draft_pin_segment(struct log_store *s, uint32_t seg, int n)
 {
 	if (n > 0)
@@ -56,12 +57,10 @@ draft_pin_segment(struct log_store *s, uint32_t seg, int n)
 	s->draft_pins[seg] += (unsigned)n;
 }
 
-/* Room for pinning the segments that an append may touch. s->lock held. */
-static int
-pins_reserve(struct store_draft *d)
+int
+pinset_reserve(struct log_store *s, struct pinset *ps)
 {
-	struct log_store *s = d->s;
-	uint32_t want = log_tail(s->lg).seg + 3;
+	uint32_t want = log_tail(s->lg).seg + PIN_AHEAD;
 	unsigned *pins;
 	uint32_t *p;
 
@@ -74,24 +73,33 @@ pins_reserve(struct store_draft *d)
 		s->draft_pins = pins;
 		s->draft_pins_cap = want;
 	}
-	if (d->npins + 2 > d->pins_cap) {
-		p = realloc(d->pin, (d->pins_cap * 2 + 4) * sizeof(*p));
+	if (ps->n + 2 > ps->cap) {
+		p = realloc(ps->seg, (ps->cap * 2 + 4) * sizeof(*p));
 		if (!p)
 			return -ENOMEM;
-		d->pin = p;
-		d->pins_cap = d->pins_cap * 2 + 4;
+		ps->seg = p;
+		ps->cap = ps->cap * 2 + 4;
 	}
 	return 0;
 }
 
-static void
-pin_place(struct store_draft *d, uint32_t seg)
+void
+pinset_add(struct log_store *s, struct pinset *ps, uint32_t seg)
 {
-	for (unsigned i = d->npins; i-- > 0;)
-		if (d->pin[i] == seg)
+	for (unsigned i = ps->n; i-- > 0;)
+		if (ps->seg[i] == seg)
 			return;
-	d->pin[d->npins++] = seg;
-	draft_pin_segment(d->s, seg, 1);
+	ps->seg[ps->n++] = seg;
+	draft_pin_segment(s, seg, 1);
+}
+
+void
+pinset_release(struct log_store *s, struct pinset *ps)
+{
+	for (unsigned i = 0; i < ps->n; i++)
+		draft_pin_segment(s, ps->seg[i], -1);
+	free(ps->seg);
+	memset(ps, 0, sizeof(*ps));
 }
 
 /* ---- spilling ---- */
@@ -174,14 +182,14 @@ spill_append(struct spill *sp, const uint64_t *pos, struct io *io)
 					   .payload = sp->piece[i].data, .payload_size = sp->piece[i].len };
 	sp->app = (struct log_append){ .io = io, .need = LOG_WRITTEN, .take = true, .done = spill_done };
 	s_lock(s);
-	err = pins_reserve(d);
+	err = pinset_reserve(s, &d->pins);
 	if (!err)
 		err = log_append(s->lg, &sp->app, recs, sp->n, places, false);
 	for (unsigned i = 0; !err && i < sp->n; i++) {
 		sp->piece[i].seg = places[i].seg;
 		sp->piece[i].off = places[i].payload_off;
 		sp->piece[i].rec = places[i].off;
-		pin_place(d, places[i].seg);
+		pinset_add(s, &d->pins, places[i].seg);
 	}
 	s_unlock(s);
 	if (err)
@@ -320,11 +328,9 @@ draft_free(struct store_draft *d)
 	mem_add(d, -(int64_t)layer_free(&d->frozen));
 	disk_update(d);
 	s_lock(s);
-	for (unsigned i = 0; i < d->npins; i++)
-		draft_pin_segment(s, d->pin[i], -1);
+	pinset_release(s, &d->pins);
 	s_unlock(s);
 	snap_unref(d->base);
-	free(d->pin);
 	pthread_mutex_destroy(&d->spill_lock);
 	pthread_mutex_destroy(&d->lock);
 	free(d);
@@ -535,13 +541,19 @@ draft_write(struct store_draft *d, uint64_t off, const void *buf, size_t len, st
 	struct log_store *s = d->s;
 	struct spill *last = NULL;
 	const char *p = buf;
+	bool full;
 	size_t part;
 	int err;
 
 	if (off > s->cfg.max_value || len > s->cfg.max_value - off)
 		return -EFBIG;
-	if (store_memory_full(s, len))
-		return -ENOSPC;
+	if (s->cfg.max_memory) {
+		s_lock(s);
+		full = store_memory_full(s, len);
+		s_unlock(s);
+		if (full)
+			return -ENOSPC;
+	}
 	pthread_mutex_lock(&d->lock);
 	err = d->err;
 	for (; !err && len; len -= part, p += part, off += part) {

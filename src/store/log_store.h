@@ -267,6 +267,20 @@ struct spill {
 	} piece[];
 };
 
+/*
+ * Segments that hold data which no key refers to yet (of a draft, of a commit whose last record is not applied): no victims
+ * of compaction, and not deleted.
+ */
+struct pinset {
+	unsigned n, cap;
+	uint32_t *seg;
+};
+
+/** Have memory for pinning what the next append may touch. Store's lock held, here and below. 0 or -ENOMEM. */
+int pinset_reserve(struct log_store *s, struct pinset *ps);
+void pinset_add(struct log_store *s, struct pinset *ps, uint32_t seg);
+void pinset_release(struct log_store *s, struct pinset *ps);
+
 struct store_draft {
 	struct log_store *s;
 	pthread_mutex_t lock;    /* protects everything below */
@@ -281,8 +295,7 @@ struct store_draft {
 	pthread_mutex_t spill_lock; /* protects spills; a leaf */
 	struct spill *spills;
 	int err;                 /* a spill was lost: the draft is, too */
-	unsigned npins, pins_cap;
-	uint32_t *pin;           /* segments with spilled data */
+	struct pinset pins;      /* segments with spilled data */
 };
 
 int draft_new(struct store *st, struct store_snap *base, struct store_draft **out);
@@ -381,6 +394,7 @@ struct op {
 	bool have_rr[2];
 	unsigned reading;
 	struct acct acct;
+	struct pinset pins;            /* data appended, until the states that refer to it are in the index */
 	struct tomb_group tomb;        /* seg not 0: count it when applied */
 	struct build b;
 	struct store_snap *rebased;    /* EDIT: the new value, for the draft */
@@ -507,7 +521,7 @@ struct log_store {
 	uint64_t live; /* bytes */
 	uint64_t keys, value_extents;
 	struct expired_note *expired; /* to be reported by the background thread */
-	unsigned *draft_pins;         /* by segment id */
+	unsigned *draft_pins;         /* by segment id: how many pinsets have it */
 	uint32_t draft_pins_cap;
 	uint32_t ckpt_seg;            /* where a restart begins to replay; UINT32_MAX: no checkpoint */
 	uint64_t ckpt_bytes;          /* log bytes when it was written */
@@ -556,7 +570,6 @@ int64_t store_now(const struct log_store *s);
 bool store_memory_full(struct log_store *s, uint64_t bytes);
 /** An expired key is replaced or deleted: report it if the background thread has not yet. Store's lock held. */
 void expired_note(struct log_store *s, const struct pend *p);
-void draft_pin_segment(struct log_store *s, uint32_t seg, int n);
 
 /* ---- recovery, checkpoint, compaction, background ---- */
 

@@ -136,7 +136,8 @@ fail_locked(struct log *lg, const char *what, struct log_pos pos, int err, struc
 		lg->failed = lg->failed_text;
 		ends->failed = true;
 	}
-	queue_to_written(lg, -EIO);
+	if (!lg->writing) /* else the batch that is being written comes before them: write_end goes on */
+		queue_to_written(lg, -EIO);
 }
 
 /* The batch was refused: it and all behind it never were. */
@@ -288,6 +289,8 @@ write_end(struct log *lg, struct batch *b, int err, struct ends *ends)
 		lg->counters.max_group = b->appends;
 	if (b->want)
 		log_want_flush(lg, lg->written_pos);
+	if (lg->failed)
+		queue_to_written(lg, -EIO);
 	if (b->dsync) {
 		lg->counters.flushes++;
 		lg->durable = lg->written_pos;

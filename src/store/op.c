@@ -228,6 +228,7 @@ op_drop(struct op *op)
 	build_free(&op->b);
 	acct_free(&op->acct);
 	s_lock(s);
+	pinset_release(s, &op->pins);
 	if (s->nfree < OP_FREE_MAX) {
 		op->free_next = s->op_free;
 		s->op_free = op;
