@@ -205,6 +205,7 @@ case_quota()
 
 case_without_io_uring()
 {
+	local TRANSPORT=dev # without io_uring there is no FUSE-over-io_uring either
 	kv_mount io=pool
 	load_begin
 	kill -TERM "$(kv_pid)"
