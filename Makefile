@@ -66,6 +66,7 @@ TEST_SRC  := $(sort $(wildcard tests/test_*.c))
 HELP_SRC  := $(sort $(filter-out $(TEST_SRC),$(wildcard tests/*.c)))
 MTEST_SRC := $(sort $(wildcard tests/mount/*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+BLIB_SRC  := $(sort $(wildcard tests/bench/lib/*.c))
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 LIB     := $(BUILD)/libkvfs.a
@@ -73,6 +74,7 @@ CTLLIB  := $(if $(filter-out src/ctl/main.c,$(CTL_SRC)),$(BUILD)/libctl.a)
 TESTLIB := $(if $(HELP_SRC),$(BUILD)/tests/libtest.a)
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
 MTESTS  := $(patsubst tests/%.c,$(BUILD)/tests/%,$(MTEST_SRC))
+BENCHLIB := $(if $(BLIB_SRC),$(BUILD)/tests/libbench.a)
 BENCHES := $(patsubst tests/%.c,$(BUILD)/tests/%,$(BENCH_SRC))
 PROGS   := $(BUILD)/kvfs $(if $(CTL_SRC),$(BUILD)/kvfsctl)
 
@@ -97,7 +99,7 @@ $(BUILD)/.flags: FORCE
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
-	$(call say,CC) $(CC) $(ALL_CPPFLAGS) $(TESTINC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CC) $(CC) $(ALL_CPPFLAGS) $(TESTINC) $(RIVALDEF) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/obj/tests/%.o: TESTINC := -Itests
 
@@ -124,14 +126,38 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS)
 
-$(MTESTS) $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
+$(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+
+# The rivals of the benchmark are optional: what is not installed is left out, and its cells say so.
+RIVAL_PKGS := $(if $(NEED_BUILD),$(shell for p in rocksdb lmdb hiredis; do $(PKG_CONFIG) --exists $$p 2>/dev/null && echo $$p; done))
+RIVAL_DEFS := $(if $(filter rocksdb,$(RIVAL_PKGS)),-DHAVE_ROCKSDB) $(if $(filter lmdb,$(RIVAL_PKGS)),-DHAVE_LMDB) \
+	$(if $(filter hiredis,$(RIVAL_PKGS)),-DHAVE_HIREDIS)
+RIVAL_LIBS = $(if $(RIVAL_PKGS),$(shell $(PKG_CONFIG) --libs $(RIVAL_PKGS)))
+BENCH_OBJ := $(call obj,$(BENCH_SRC) $(BLIB_SRC))
+
+$(BUILD)/.rivals: FORCE
+	@mkdir -p $(BUILD)
+	@printf '%s\n' '$(RIVAL_PKGS)' > $@.$$$$; \
+	if cmp -s $@.$$$$ $@; then rm -f $@.$$$$; else mv -f $@.$$$$ $@; fi
+
+$(BENCH_OBJ): RIVALDEF = $(RIVAL_DEFS)
+$(BENCH_OBJ): $(BUILD)/.rivals
+
+$(BUILD)/tests/libbench.a: $(call obj,$(BLIB_SRC))
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR) $(AR) rcs $@ $^
+
+$(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BENCHLIB) $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) $(RIVAL_LIBS) -lm
 
 # Keep the objects of the tests: without this, make would treat them as intermediate and delete them.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC)))
+-include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC) $(BLIB_SRC)))
 
 # ---- run and check ---------------------------------------------------------------------------------------------
 run:
