@@ -10,6 +10,7 @@
  *   mixed     90 % get, 10 % put, zipfian
  *   ycsb-a    50 % get, 50 % put, zipfian; ycsb-b 95/5; ycsb-c get only
  *   load      nothing but the load: time and memory per key
+ *   keep      the same, of the one engine given by -e, in DIR itself, and leave it there
  *   start     load, SIGKILL, open, close, open: how long the opens take, with and without the page cache (Linux, root)
  *
  * Options: -e ENGINES comma-separated (kvfs,rocksdb,lmdb,lmdb-writemap; default: the first three), -d DIR (where; a
@@ -42,7 +43,7 @@
 #define ROUNDS_MAX 99u
 #define SAMPLES_MAX (1u << 20) /* latencies kept per thread and round */
 
-enum kind { GET, PUT, PUTNEW, DEL, MIX, LOAD, START };
+enum kind { GET, PUT, PUTNEW, DEL, MIX, LOAD, KEEP, START };
 
 static const struct workload {
 	const char *name;
@@ -52,7 +53,7 @@ static const struct workload {
 } workloads[] = {
 	{ "get", GET, 100, false },  { "put", PUT, 0, false },	 { "putnew", PUTNEW, 0, false }, { "del", DEL, 0, false },
 	{ "mixed", MIX, 90, true },  { "ycsb-a", MIX, 50, true }, { "ycsb-b", MIX, 95, true },	 { "ycsb-c", MIX, 100, true },
-	{ "load", LOAD, 0, false }, { "start", START, 0, false },
+	{ "load", LOAD, 0, false }, { "keep", KEEP, 0, false }, { "start", START, 0, false },
 };
 
 /* One engine under test. */
@@ -357,12 +358,12 @@ load(struct subject *s)
 		       (double)f.memory / (double)b.keys, (unsigned long long)f.disk_bytes);
 	fflush(stdout);
 	s->next_new = 1ULL << 32; /* numbers that no load has */
-	if (!err && b.sync && b.w->kind != START) {
+	if (!err && b.sync && b.w->kind < LOAD) {
 		err = s->engine->close(s->db);
 		if (!err)
 			err = open_subject(s);
 	}
-	if (!err && b.w->kind != LOAD && b.w->kind != START)
+	if (!err && b.w->kind < LOAD)
 		err = s->engine->settle(s->db);
 	return err;
 }
@@ -413,7 +414,9 @@ add_subject(const char *name)
 	s->engine = e;
 	if (snprintf(s->dir, sizeof(s->dir), "%s/%s", b.scratch, e->name) >= (int)sizeof(s->dir))
 		return -ENAMETOOLONG;
-	if (mkdir(s->dir, 0700) < 0)
+	if (b.w->kind == KEEP)
+		snprintf(s->dir, sizeof(s->dir), "%s", b.dir);
+	else if (mkdir(s->dir, 0700) < 0)
 		return -errno;
 	b.nsubjects++;
 	return 0;
@@ -563,13 +566,13 @@ measure(void)
 		err = b.w->kind == START ? measure_start(&b.subject[i]) : load(&b.subject[i]);
 	if (err || b.w->kind == START)
 		return err;
-	for (b.round = 0; b.w->kind != LOAD && b.round < b.rounds && !err; b.round++)
+	for (b.round = 0; b.w->kind < LOAD && b.round < b.rounds && !err; b.round++)
 		for (unsigned i = 0; i < b.nsubjects && !err; i++)
 			err = run_round(&b.subject[i]);
 	for (unsigned i = 0; i < b.nsubjects; i++)
 		if (b.subject[i].db && !err)
 			err = b.subject[i].engine->close(b.subject[i].db);
-	if (!err && b.w->kind != LOAD)
+	if (!err && b.w->kind < LOAD)
 		print_summary();
 	return err;
 }
@@ -579,7 +582,7 @@ usage(void)
 {
 	fprintf(stderr, "usage: kvbench [-e ENGINES] [-d DIR] [-n KEYS] [-s VALUE_BYTES] [-k KEY_BYTES 16..1023] [-t THREADS] [-S]\n"
 			"               [-T SECONDS] [-r ROUNDS] [-j]\n"
-			"               get|put|putnew|del|mixed|ycsb-a|ycsb-b|ycsb-c|load|start\n");
+			"               get|put|putnew|del|mixed|ycsb-a|ycsb-b|ycsb-c|load|keep|start\n");
 	return 2;
 }
 

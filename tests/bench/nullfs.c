@@ -4,12 +4,14 @@
  * transport, threads and polling as the real one.
  *
  * One directory. Any name exists, with the same value, unless it begins with "new": such a name is absent until it is
- * created, and is then known to the creator's descriptor only. Writes are accepted and forgotten.
+ * created, and is then known to the creator's descriptor only. Writes are accepted and forgotten. The file .stats shows how
+ * many requests of each kind there were, in the words of kvfs's .kvfs/stats.
  *
  * usage: nullfs [--transport=auto|dev|uring] [--threads=N] [--spin=US] [--depth=N] [--size=BYTES] [--direct] [-o opts]
  *               [-d] MOUNTPOINT        (in the foreground; SIGTERM or umount ends it; counters go to stderr at the end)
  */
 #include "base/diag.h"
+#include "bench/lib/same.h"
 #include "mount/session.h"
 
 #include <errno.h>
@@ -18,6 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+
+#define STATS_INO (1ULL << 52)
 
 static struct {
 	struct session *session;
@@ -32,6 +36,8 @@ ino_of(const char *name)
 {
 	uint64_t h = 14695981039346656037u;
 
+	if (!strcmp(name, ".stats"))
+		return STATS_INO;
 	for (; *name; name++)
 		h = (h ^ (unsigned char)*name) * 1099511628211u;
 	return (h & 0xffffffffffffu) + 2;
@@ -98,8 +104,11 @@ set_open(struct fuse_file_info *fi)
 static void
 nf_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	(void)ino;
 	set_open(fi);
+	if (ino == STATS_INO) {
+		fi->direct_io = true;
+		fi->keep_cache = false;
+	}
 	fuse_reply_open(req, fi);
 }
 
@@ -114,12 +123,45 @@ nf_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, stru
 	fuse_reply_create(req, &e, fi);
 }
 
+static const struct {
+	int opcode;
+	const char *name;
+} opcodes[] = {
+	{ 1, "lookup" }, { 3, "getattr" }, { 4, "setattr" }, { 10, "unlink" }, { 14, "open" }, { 15, "read" }, { 16, "write" },
+	{ 18, "release" }, { 20, "fsync" }, { 22, "getxattr" }, { 25, "flush" }, { 34, "access" }, { 35, "create" },
+};
+
+/* Short enough for one READ. */
+static void
+read_stats(fuse_req_t req, size_t size, off_t off)
+{
+	struct session_counters c;
+	char text[2048];
+	size_t len;
+
+	session_get_counters(fs.session, &c);
+	len = (size_t)snprintf(text, sizeof(text), "transport %s\nworkers %u\nspins %llu\nsleeps %llu\n",
+			       session_transport(fs.session) == TRANSPORT_URING ? "uring" : "dev", session_workers(fs.session),
+			       (unsigned long long)c.spins, (unsigned long long)c.sleeps);
+	for (size_t i = 0; i < sizeof(opcodes) / sizeof(*opcodes); i++)
+		len += (size_t)snprintf(text + len, sizeof(text) - len, "req_%s %llu\n", opcodes[i].name,
+					(unsigned long long)c.requests[opcodes[i].opcode]);
+	if ((size_t)off >= len)
+		fuse_reply_buf(req, NULL, 0);
+	else
+		fuse_reply_buf(req, text + off, len - (size_t)off < size ? len - (size_t)off : size);
+}
+
 static void
 nf_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
 	size_t left = (size_t)off < fs.size ? fs.size - (size_t)off : 0;
 
-	(void)ino, (void)fi;
+	(void)fi;
+	if (ino == STATS_INO) {
+		read_stats(req, size, off);
+		return;
+	}
 	fuse_reply_buf(req, fs.value + (left ? off : 0), left < size ? left : size);
 }
 
@@ -159,6 +201,7 @@ nf_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 }
 
 static const struct fuse_lowlevel_ops nf_ops = {
+	.init = same_init,
 	.lookup = nf_lookup,
 	.getattr = nf_getattr,
 	.setattr = nf_setattr,
