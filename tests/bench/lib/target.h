@@ -48,7 +48,7 @@ int files_stream_in(const char *path, uint64_t size);
 int files_stream_out(const char *path, uint64_t size);
 int files_list(const char *dir, uint64_t *entries);
 
-/** The disk under dir: a file of its own, already written; one DSYNC write of `size` bytes, one O_DIRECT read of 4 KiB. */
+/** The disk under dir: a file of its own, already written (it stays, for the next time); one DSYNC write of `size` bytes, one O_DIRECT read of 4 KiB. */
 struct probe;
 int probe_open(const char *dir, unsigned client, uint64_t file_size, bool direct, struct probe **out);
 int probe_write(struct probe *p, size_t size);

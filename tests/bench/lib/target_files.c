@@ -250,6 +250,7 @@ int
 probe_open(const char *dir, unsigned client, uint64_t file_size, bool direct, struct probe **out)
 {
 	struct probe *p = calloc(1, sizeof(*p));
+	struct stat st;
 	int err = -ENOMEM;
 
 	if (!p)
@@ -260,8 +261,8 @@ probe_open(const char *dir, unsigned client, uint64_t file_size, bool direct, st
 		goto out_free;
 	memset(p->buf, 'p', CHUNK);
 	p->fd = open(p->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	err = p->fd < 0 ? -errno : 0;
-	for (uint64_t at = 0; at < file_size && !err; at += CHUNK)
+	err = p->fd < 0 || fstat(p->fd, &st) < 0 ? -errno : 0;
+	for (uint64_t at = !err && (uint64_t)st.st_size >= file_size ? file_size : 0; at < file_size && !err; at += CHUNK)
 		err = write_all(p->fd, p->buf, CHUNK);
 	if (!err && fsync(p->fd) < 0)
 		err = -errno;
@@ -273,10 +274,8 @@ probe_open(const char *dir, unsigned client, uint64_t file_size, bool direct, st
 	*out = p;
 	return 0;
 out_close:
-	if (p->fd >= 0) {
+	if (p->fd >= 0)
 		close(p->fd);
-		unlink(p->path);
-	}
 out_free:
 	free(p->buf);
 	free(p);
@@ -308,7 +307,6 @@ void
 probe_close(struct probe *p)
 {
 	close(p->fd);
-	unlink(p->path);
 	free(p->buf);
 	free(p);
 }
