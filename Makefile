@@ -120,11 +120,11 @@ $(BUILD)/kvfs: $(call obj,src/main.c) $(LIB)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
 $(BUILD)/kvfsctl: $(call obj,src/ctl/main.c) $(CTLLIB) $(LIB)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
 
 $(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)

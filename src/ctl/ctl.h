@@ -32,6 +32,7 @@ struct ctl_command {
 
 extern const struct ctl_command ctl_get, ctl_put, ctl_cas, ctl_del, ctl_ttl, ctl_info; /* on a mount */
 extern const struct ctl_command ctl_stats;
+extern const struct ctl_command ctl_plan; /* on nothing at all */
 extern const struct ctl_command ctl_check, ctl_dump, ctl_load; /* on a data directory */
 
 /* ---- messages: one line each, on standard error, in front of any progress line ---- */

@@ -20,6 +20,7 @@ static const struct {
 	  { &ctl_get, &ctl_put, &ctl_cas, &ctl_del, &ctl_ttl, &ctl_info } },
 	{ "On either:", { &ctl_stats } },
 	{ "On a data directory that is not mounted (DATA):", { &ctl_check, &ctl_dump, &ctl_load } },
+	{ "Without a store:", { &ctl_plan } },
 };
 
 #define NGROUPS (sizeof(groups) / sizeof(groups[0]))
