@@ -213,6 +213,24 @@ own_writer_on(struct node *n, pid_t pid)
 	return h && h->node == n ? h : NULL;
 }
 
+/*
+ * The replacement that a node stands for when nothing is committed under its key: only its writer's path and descriptors
+ * of its handle lead there, and those may have been inherited or its name been unlinked (cancelled).
+ */
+static struct handle *
+pending_writer_on(struct node *n, pid_t pid)
+{
+	struct handle *own = own_writer_on(n, pid);
+
+	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (h->node == n)
+			own = h;
+	}
+	return own;
+}
+
 static enum rq_result
 attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached)
 {
@@ -269,7 +287,7 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		own = own_writer_on(n, r->pid);
+		own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -284,7 +302,11 @@ getattr_step(struct rq *r)
 				r->attr.mtime = own->draft->mtime;
 			else if (own->draft->touched)
 				r->attr.mtime = own->draft->touched;
-			return attr_reply(r, n, &r->attr, true);
+			enum rq_result res = attr_reply(r, n, &r->attr, true);
+
+			if (own->cancelled)
+				r->out.entry.attr.st_nlink = 0;
+			return res;
 		}
 		if ((n->opens || n->reserved) && n->version != r->attr.version && n != k->edit_node)
 			return getattr_frozen(r, n);
@@ -509,6 +531,8 @@ setattr_attrs(struct rq *r)
 			return rq_err(r, r->err);
 		setattr_translate(r, r->err ? &k->created : &r->attr);
 		own = n->writers ? key_own_writer(k, r->pid) : NULL;
+		if (!own && r->err)
+			own = pending_writer_on(n, r->pid);
 		if (own && setattr_draft_times(own->draft, &r->commit))
 			r->commit.set &= ~(STORE_SET_MTIME | STORE_SET_ATIME);
 		if (k->edit && k->edit->wgen != k->edit->cgen)

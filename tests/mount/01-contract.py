@@ -98,6 +98,41 @@ def fstat_of_a_pending_new_key(m, peer):
 
 
 @case
+def inherited_descriptor_of_a_pending_new_key_is_a_file(m, peer):
+    k = m.key("fstat-inherited")
+    fd = os.open(k, WRITE_NEW, 0o604)
+    os.write(fd, b"12345")
+
+    def look():
+        st = os.fstat(fd)
+        check(stat.S_ISREG(st.st_mode) and st.st_size == 5 and stat.S_IMODE(st.st_mode) == 0o604, "a child sees %r" % (st,))
+        os.fchmod(fd, 0o640)
+        check(os.lseek(fd, 0, os.SEEK_END) == 5, "a child seeks the end elsewhere")
+    join([child(look)])
+    os.close(fd)
+    equal(stat.S_IMODE(peer.os.stat(k).st_mode), 0o640, "mode that the child set")
+    # As in a shell's `{ cat f; cat f; } > k`: cat wants to know what its output is.
+    source = m.key("fstat-source")
+    put(source, b"line\n")
+    k = m.key("fstat-shell")
+    run_command("sh", "-c", '{ cat "$1"; cat "$1"; } > "$2"', "sh", source, k)
+    equal(get(k), b"line\nline\n")
+
+
+@case
+def cancelled_new_key_stays_a_file_for_its_writer(m, peer):
+    k = m.key("fstat-cancelled")
+    fd = os.open(k, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, b"12345")
+    os.unlink(k)
+    st = os.fstat(fd)
+    check(st.st_size == 5 and st.st_nlink == 0, "fstat after unlink: %r" % (st,))
+    equal(os.pread(fd, 10, 0), b"12345")
+    os.close(fd)
+    check(not exists(k) and not peer.exists(k), "it has come back")
+
+
+@case
 def old_value_stays_visible_until_close(m, peer):
     k = m.key("old")
     put(k, b"old value")
