@@ -595,6 +595,8 @@ setattr_size(struct rq *r)
 
 			if (res == RQ_WAIT)
 				return RQ_WAIT;
+			if (r->err == -ENOENT && pending_writer_on(n, r->pid))
+				r->err = -EBUSY; /* as with open: a new key of one's own is not for edits yet */
 			if (r->err)
 				return rq_err(r, r->err);
 			r->draft = mdraft_ref(k->edit);

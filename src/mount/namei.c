@@ -224,15 +224,15 @@ renamed(struct rq *r)
 		return swap_names(m, a, b);
 	key_ref(a);
 	key_ref(b);
-	/* Others' replacements of the target name now pend on `a`, which takes that name. */
-	bool had_writers = !list_empty(&a->writers);
+	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
+	unsigned of_old = count_writers(a);
 
 	move_writers(m, b, a, 0, UINT_MAX);
 	b->created = a->created;
 	key_detach(m, b);
 	e = key_rename(m, a, r->name2, r->name2_len);
-	if (!e && had_writers) {
-		/* Those of other processes stay with the old name. */
+	if (!e && of_old) {
+		/* Those of other processes on the old name stay with it. */
 		struct key *old = key_get(m, r->name, r->name_len);
 
 		if (old) {
@@ -240,7 +240,7 @@ renamed(struct rq *r)
 				old->ino = store_new_ino(m->store);
 			old->created = a->created;
 			old->created.ino = old->ino;
-			move_writers(m, a, old, r->pid, UINT_MAX);
+			move_writers(m, a, old, r->pid, of_old);
 			key_put(m, old);
 		}
 	}

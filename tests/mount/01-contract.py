@@ -968,6 +968,46 @@ def pending_replacement_stays_with_its_name(m, peer):
 
 
 @case
+def pending_replacement_of_the_target_stays_with_its_name(m, peer):
+    a, b = m.key("stay-a"), m.key("stay-b")
+    for renamer in (os, peer.os):
+        put(a, b"value of a")
+        target = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        source = os.open(a, os.O_WRONLY | os.O_TRUNC)
+        if renamer is os:  # the renamer's own would go along
+            os.close(target)
+            peer_fd = peer.os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            peer.os.write(peer_fd, b"new b")
+        else:
+            os.write(target, b"new b")
+        renamer.rename(a, b)
+        equal(get(b), b"value of a", "after the rename")
+        if renamer is os:
+            peer.os.close(peer_fd)
+        else:
+            os.close(target)
+        equal(peer.get(b), b"new b", "the replacement of the target")
+        check(not peer.exists(a), "the old name has come back with the target's replacement")
+        os.close(source)
+        os.unlink(b)
+        if renamer is not os:
+            os.unlink(a)  # source stayed with the old name: an empty value
+
+
+@case
+def own_new_key_is_busy_until_published(m, peer):
+    k = m.key("busy")
+    fd = os.open(k, WRITE_NEW)
+    os.write(fd, b"v")
+    for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND | os.O_CREAT):
+        expect(errno.EBUSY, os.open, k, flags)
+    expect(errno.EBUSY, os.truncate, k, 0)
+    expect(errno.ENOENT, peer.os.truncate, k, 0)
+    os.close(fd)
+    equal(get(k), b"v")
+
+
+@case
 def open_edit_follows_a_rename(m, peer):
     a, b = m.key("follow-a"), m.key("follow-b")
     put(a, b"0123456789")
