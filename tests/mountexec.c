@@ -563,11 +563,16 @@ answers(const struct exec *x)
 static int
 daemon_start(struct exec *x)
 {
-	char opt[2048];
+	char opt[2048], said[600];
 
 	snprintf(opt, sizeof opt, "data=%s/data,%s", x->dir, x->options);
+	snprintf(said, sizeof said, "%s/kvfs.said", x->dir);
 	x->daemon = fork();
 	if (x->daemon == 0) {
+		int fd = open(said, O_WRONLY | O_CREAT | O_APPEND, 0644);
+
+		dup2(fd, 2);
+		close(fd);
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 		execl(x->kvfs, x->kvfs, "-f", "-o", opt, x->mnt, (char *)NULL);
 		_exit(127);
@@ -579,7 +584,7 @@ daemon_start(struct exec *x)
 			break;
 		sleep_ms(10);
 	}
-	fprintf(stderr, "kvfs did not mount\n");
+	fprintf(stderr, "kvfs did not mount, see %s\n", said);
 	return -1;
 }
 

@@ -535,8 +535,8 @@ check_mapwrite(struct model *m, const struct call *c, const struct result *r)
 	if (r->err)
 		return want_err(m, r, 0);
 	value_write(&o->key->v, c->off, c->len, c->seed);
-	o->key->dirty = true;
-	o->key->vstate = o->key->vstate == VER_SAME ? VER_MAYBE : o->key->vstate;
+	o->key->dirty = false; /* msync is an fsync */
+	o->key->vstate = VER_GREATER;
 	return NULL;
 }
 

@@ -300,10 +300,10 @@ static enum rq_result
 open_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_find(m, r->nodeid);
+	struct node *n = node_named(m, r->nodeid, r->pid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n || n->moved)
+	if (!n)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 

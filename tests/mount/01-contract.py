@@ -1008,6 +1008,22 @@ def own_new_key_is_busy_until_published(m, peer):
 
 
 @case
+def renamed_pending_key_can_be_opened_by_its_writer(m, peer):
+    a, b = m.key("again-a"), m.key("again-b")
+    first = os.open(a, WRITE_NEW)
+    os.write(first, b"first")
+    os.rename(a, b)
+    expect(errno.EBUSY, os.open, b, os.O_RDONLY)
+    second = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(second, b"second")
+    check(not peer.exists(b), "seen before a close")
+    os.close(first)
+    equal(peer.get(b), b"first")
+    os.close(second)
+    equal(peer.get(b), b"second")
+
+
+@case
 def open_edit_follows_a_rename(m, peer):
     a, b = m.key("follow-a"), m.key("follow-b")
     put(a, b"0123456789")

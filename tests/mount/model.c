@@ -9,6 +9,7 @@
  * earlier when the time is over, -r FILE replays calls ("-": standard input). Exit status 1: something was wrong.
  */
 #include "mountmodel.h"
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -162,8 +163,31 @@ random_call(const struct model *m, struct call *c)
 struct finding {
 	bool bad, dead; /* dead: the mount does not answer any more */
 	unsigned at;    /* index of the call */
+	struct call call;
 	char why[512];
 };
+
+/* The same thing wrong? Numbers may differ. */
+static bool
+same_finding(const struct finding *a, const struct finding *b)
+{
+	const char *p = a->why, *q = b->why;
+
+	if (a->bad != b->bad || a->dead != b->dead || a->call.op != b->call.op)
+		return false;
+	for (;;) {
+		while (isxdigit((unsigned char)*p))
+			p++;
+		while (isxdigit((unsigned char)*q))
+			q++;
+		if (*p != *q)
+			return false;
+		if (!*p)
+			return true;
+		p++;
+		q++;
+	}
+}
 
 static bool
 make_call(struct model *m, const struct call *c, unsigned i, struct finding *f)
@@ -175,6 +199,7 @@ make_call(struct model *m, const struct call *c, unsigned i, struct finding *f)
 		return true;
 	calls_made++;
 	f->at = i;
+	f->call = *c;
 	if (exec_call(ex, runs, c, &r) < 0) {
 		f->bad = f->dead = true;
 		snprintf(f->why, sizeof f->why, "the mount does not answer");
@@ -331,7 +356,7 @@ replay(const char *file)
 	fclose(in);
 	run(&s, false, false, &f);
 	if (f.bad)
-		printf("call %u of %u (%s): %s\n", f.at + 1, s.n, f.at < s.n ? mm_op_names[s.c[f.at].op] : "a last look", f.why);
+		printf("call %u of %u (%s by process %u): %s\n", f.at + 1, s.n, mm_op_names[f.call.op], f.call.proc, f.why);
 	else
 		printf("%u calls, nothing wrong\n", s.n);
 	return f.bad;
@@ -341,7 +366,8 @@ replay(const char *file)
 
 /* Without the calls from..to, does it still fail? (A failure may take luck: three tries.) */
 static bool
-fails_without(const struct script *s, unsigned from, unsigned to, struct script *out, struct finding *f)
+fails_without(const struct script *s, unsigned from, unsigned to, const struct finding *as, struct script *out,
+	      struct finding *f)
 {
 	*out = *s;
 	memmove(&out->c[from], &out->c[to], (out->n - to) * sizeof out->c[0]);
@@ -350,7 +376,7 @@ fails_without(const struct script *s, unsigned from, unsigned to, struct script 
 		struct script copy = *out;
 
 		run(&copy, false, false, f);
-		if (f->bad)
+		if (f->dead || same_finding(as, f))
 			return true;
 	}
 	return false;
@@ -368,7 +394,7 @@ shrink(struct script *s, struct finding *f)
 		s->n = f->at + 1;
 	for (unsigned size = s->n / 2; size > 0 && !f->dead; size = size > 1 ? size / 2 : 0)
 		for (unsigned from = 0; from + size <= s->n && runs - first < SHRINK_RUNS && now_s() < end;) {
-			if (fails_without(s, from, from + size, &less, &g)) {
+			if (fails_without(s, from, from + size, f, &less, &g)) {
 				*s = less;
 				*f = g;
 				if (f->at + 1 < s->n)
@@ -391,8 +417,11 @@ report(struct script *s, struct finding *f, uint64_t seed, unsigned number)
 		return;
 	}
 	shrink(s, f);
-	printf("# cut down to %u calls; the last (%s): %s\n", s->n, f->at < s->n ? mm_op_names[s->c[f->at].op] : "a last look", f->why);
+	printf("# cut down to %u calls; then %s by process %u%s: %s\n", f->at < s->n ? f->at : s->n, mm_op_names[f->call.op],
+	       f->call.proc, f->at < s->n ? "" : " (last look)", f->why);
 	print_script(s);
+	if (f->at >= s->n)
+		print_script(&(struct script){.c = {f->call}, .n = 1});
 	fflush(stdout);
 }
 
