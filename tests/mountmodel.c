@@ -57,6 +57,7 @@ struct mkey {
 	struct attrs a;
 	int64_t expires; /* 0: never */
 	bool dirty;      /* edits not committed yet */
+	bool early;      /* they may have been, by another descriptor's last close */
 	uint64_t ver;    /* that was read last */
 	enum vstate vstate;
 };
@@ -76,6 +77,7 @@ struct mofd {
 	int name;
 	unsigned proc, gen; /* who opened it */
 	bool unpub, published, cancelled, excl, has_mark, set_expiry;
+	bool stranded; /* somebody else renamed the key away: the writer may have the kernel lead him from the new name to it */
 	bool dying; /* its last flush came from a process that was being killed, not its opener */
 	uint64_t mark;
 	int64_t expires;
@@ -379,7 +381,7 @@ flush(struct model *m, struct mofd *o, unsigned proc, bool killed)
 {
 	if (o->kind == MEDIT && o->key->dirty) {
 		o->key->dirty = false;
-		o->key->vstate = VER_GREATER;
+		o->key->vstate = o->key->early ? VER_MAYBE : VER_GREATER;
 	}
 	if (o->kind != MREPL || o->cancelled || (o->published && !o->unpub))
 		return 0;
@@ -438,6 +440,15 @@ kind_of(int flags, bool create)
 	return acc == O_RDONLY ? MREAD : MEDIT;
 }
 
+static void
+edited(struct mkey *k)
+{
+	k->dirty = true;
+	k->early = false;
+	if (k->vstate == VER_SAME)
+		k->vstate = VER_MAYBE;
+}
+
 /* What open() must answer; *create: it makes the name. */
 static int
 open_errno(const struct model *m, const struct call *c, bool *create)
@@ -483,8 +494,10 @@ check_read(struct model *m, const struct call *c, const struct result *r)
 	const struct mofd *o = m->slot[c->proc][c->slot];
 	const char *bad;
 
+	if (o->acc == O_WRONLY && c->way == MM_MMAP) /* nothing is mapped beyond the end */
+		return r->err == 0 && r->size == 0 ? NULL : want_err(m, r, EACCES);
 	if (o->acc == O_WRONLY)
-		return want_err(m, r, c->way == MM_MMAP ? EACCES : EBADF);
+		return want_err(m, r, EBADF);
 	if (r->err)
 		return want_err(m, r, 0);
 	if (o->kind == MREPL)
@@ -521,8 +534,7 @@ check_write(struct model *m, const struct call *c, const struct result *r)
 		o->unpub = true;
 		o->dying = false;
 	} else {
-		o->key->dirty = true;
-		o->key->vstate = o->key->vstate == VER_SAME ? VER_MAYBE : o->key->vstate;
+		edited(o->key);
 	}
 	return NULL;
 }
@@ -556,8 +568,7 @@ check_ftrunc(struct model *m, const struct call *c, const struct result *r)
 		o->unpub = true;
 		o->dying = false;
 	} else {
-		o->key->dirty = true;
-		o->key->vstate = o->key->vstate == VER_SAME ? VER_MAYBE : o->key->vstate;
+		edited(o->key);
 	}
 	return NULL;
 }
@@ -684,22 +695,20 @@ check_unlink(struct model *m, const struct call *c, const struct result *r)
 	return NULL;
 }
 
-/* A process's own replacements of one name go over to another. */
+/* A process's own replacements of one name go over to another, those of others stay. */
 static void
 take_along(struct model *m, unsigned proc, int from, int to, bool swap)
 {
 	for (unsigned i = 0; i < m->nofds; i++) {
 		struct mofd *o = m->ofds[i];
 
+		o->stranded |= pending_on(o, from) || (swap && pending_on(o, to));
 		if (o->kind != MREPL || !o->refs || o->cancelled || !own(m, o, proc))
 			continue;
-		if (o->name == from) {
+		if (o->name == from)
 			o->name = to;
-			o->excl = false;
-		} else if (swap && o->name == to) {
+		else if (swap && o->name == to)
 			o->name = from;
-			o->excl = false;
-		}
 	}
 }
 
@@ -967,6 +976,7 @@ check_version(struct model *m, const struct call *c, const struct result *r)
 		return wrong(m, "version is %" PRIu64 ", was %" PRIu64 " and nothing was published since", r->version, k->ver);
 	if (r->version < k->ver || (k->vstate == VER_GREATER && r->version == k->ver))
 		return wrong(m, "version is %" PRIu64 ", was %" PRIu64 " before a publication", r->version, k->ver);
+	k->early |= k->dirty && r->version != k->ver;
 	k->ver = r->version;
 	k->vstate = k->dirty ? VER_MAYBE : VER_SAME;
 	return NULL;
@@ -1023,12 +1033,31 @@ check_ls(struct model *m, const struct call *c, const struct result *r)
 
 /* ---- the whole ---- */
 
+/*
+ * A process whose pending replacement was left behind by somebody's rename: where the kernel kept the name, it cannot be
+ * told from the new one. Opening is right all the same, but stat and attributes are not looked at.
+ */
+static bool
+stranded(const struct model *m, unsigned proc)
+{
+	for (unsigned i = 0; i < m->nofds; i++)
+		if (m->ofds[i]->stranded && m->ofds[i]->refs && !m->ofds[i]->cancelled && own(m, m->ofds[i], proc))
+			return true;
+	return false;
+}
+
+static bool
+by_attributes(unsigned op)
+{
+	return op == MM_STAT || (op >= MM_TRUNC && op <= MM_MARK);
+}
+
 bool
 model_applies(const struct model *m, const struct call *c)
 {
 	const struct mofd *o = m->slot[c->proc][c->slot];
 
-	if (m->vague)
+	if (m->vague || (by_attributes(c->op) && stranded(m, c->proc)))
 		return false;
 	switch (c->op) {
 	case MM_OPEN:

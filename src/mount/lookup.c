@@ -61,6 +61,10 @@ lookup_found(struct rq *r)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
 	mv = move_find(m, r->pid, k);
+	if (mv && mv->node->moved) { /* the way back to one's own unpublished key: there is a committed one now */
+		move_end(m, mv);
+		mv = NULL;
+	}
 	if (mv && mv->writer)
 		return entry_reply(r, mv->node, &r->attr, true);
 	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */

@@ -296,14 +296,31 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
 	return open_reply(r, h, true);
 }
 
+/*
+ * The name that led to a node from under which its key was renamed may be an old one: ESTALE has the kernel look it up
+ * again. If that leads the writer of what is pending there to it once more, the name is right. Return: is this that time?
+ */
+static bool
+moved_again(struct rq *r, struct node *n)
+{
+	struct kvfs_mount *m = r->m;
+	struct move *mv = move_find(m, r->pid, n->key);
+
+	if (mv && mv->node == n)
+		return true;
+	if (r->state == 0 && !mv && n->writers && key_own_writer(n->key, r->pid))
+		move_add(m, r->pid, n->key, n, true);
+	return false;
+}
+
 static enum rq_result
 open_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_named(m, r->nodeid, r->pid);
+	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n)
+	if (!n || (n->moved && !moved_again(r, n)))
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 
@@ -334,7 +351,10 @@ open_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
+			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
 
+			if (mv)
+				move_end(m, mv);
 			return rq_err(r, own ? -EBUSY : -ESTALE); /* the second walk finds out */
 		}
 		if (r->err)

@@ -1024,6 +1024,51 @@ def renamed_pending_key_can_be_opened_by_its_writer(m, peer):
 
 
 @case
+def key_renamed_from_under_a_writer_is_found_by_him(m, peer):
+    a, b = m.key("under-a"), m.key("under-b")
+    put(a, b"committed")
+    os.stat(a)
+    fd = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    peer.os.rename(a, b)
+    equal(get(b), b"committed", "the new name, for the writer of the old one")
+    expect(errno.EBUSY, os.open, a, os.O_RDONLY)
+    equal(get(b), b"committed", "the new name once more")
+    os.write(fd, b"new")
+    os.close(fd)
+    equal(os.stat(a).st_size, 3, "size")
+    equal(get(a), b"new")
+    equal(get(b), b"committed")
+
+
+@case
+def exchange_takes_only_the_callers_own_along(m, peer):
+    a, b = m.key("swap-a"), m.key("swap-b")
+    put(a, b"a")
+    put(b, b"b")
+    own = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    os.write(own, b"own")
+    others = peer.os.open(a, os.O_WRONLY | os.O_TRUNC)
+    peer.os.write(others, b"other's")
+    renameat2(a, b, RENAME_EXCHANGE)
+    equal((get(a), get(b)), (b"b", b"a"))
+    os.close(own)
+    equal((peer.get(a), peer.get(b)), (b"b", b"own"), "after the renamer's close")
+    peer.os.close(others)
+    equal((peer.get(a), peer.get(b)), (b"other's", b"own"), "after the other's close")
+
+
+@case
+def rename_onto_it_ends_a_pending_put_if_absent(m, peer):
+    a, b = m.key("absent-a"), m.key("absent-b")
+    fd = os.open(b, WRITE_NEW | os.O_EXCL)
+    os.write(fd, b"mine")
+    peer.put(a, b"theirs")
+    peer.os.rename(a, b)
+    expect(errno.EEXIST, os.close, fd)
+    equal(get(b), b"theirs")
+
+
+@case
 def open_edit_follows_a_rename(m, peer):
     a, b = m.key("follow-a"), m.key("follow-b")
     put(a, b"0123456789")
