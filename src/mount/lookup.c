@@ -212,9 +212,16 @@ op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 static struct handle *
 own_writer_on(struct node *n, pid_t pid)
 {
-	struct handle *h = n->writers ? key_own_writer(n->key, pid) : NULL;
+	if (!n->writers)
+		return NULL;
+	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
 
-	return h && h->node == n ? h : NULL;
+		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
 }
 
 /*
@@ -572,6 +579,45 @@ setattr_size_committed(struct rq *r)
 	return setattr_reply(r);
 }
 
+/*
+ * truncate(2) of a key that nobody has open for editing: for that moment the node of its readers becomes the edit node, so
+ * that they see it as they would see an editor's ftruncate.
+ */
+static void
+truncate_begin(struct key *k)
+{
+	for (struct list *l = k->nodes.next; !k->edit_node && l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->opens && n->snap && n->version >= k->committed && node_usable(n, n->version))
+			k->edit_node = n;
+	}
+}
+
+/* It is committed, or refused. */
+static enum rq_result
+truncate_end(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+
+	if (k->editors || !k->named)
+		return setattr_size_committed(r);
+	if (r->err && k->edit && !k->edit->committing) { /* nobody is left who would take it back */
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+	}
+	if (r->err) {
+		k->edit_node = k->edit ? k->edit_node : NULL;
+		return setattr_size_committed(r);
+	}
+	if (k->edit_node && k->edit_node->nodeid != r->nodeid) {
+		k->edit_node->ksize = -1;
+		notify_inval_node(m, k->edit_node->nodeid, true, NULL);
+	}
+	return k->edit_node ? editor_gone_start(r, setattr_size_committed) : setattr_size_committed(r);
+}
+
 /* truncate(2) and ftruncate(2): of a replacement's private content, or an edit in place. */
 static enum rq_result
 setattr_size(struct rq *r)
@@ -604,6 +650,8 @@ setattr_size(struct rq *r)
 			if (r->err)
 				return rq_err(r, r->err);
 			r->draft = mdraft_ref(k->edit);
+			if (!h)
+				truncate_begin(k);
 		}
 		d = r->draft;
 		d->wgen++;
@@ -627,7 +675,7 @@ setattr_size(struct rq *r)
 				key_put(m, r->key);
 			r->key = key_ref(k);
 		}
-		return edit_commit_start(r, STORE_SYNC_MODE, setattr_size_committed);
+		return edit_commit_start(r, STORE_SYNC_MODE, truncate_end);
 	}
 }
 

@@ -1069,6 +1069,34 @@ def rename_onto_it_ends_a_pending_put_if_absent(m, peer):
 
 
 @case
+def what_is_set_on_a_pending_key_outlasts_another_creator(m, peer):
+    k = m.key("set-pending")
+    fd = os.open(k, WRITE_NEW)
+    os.write(fd, b"v")
+    os.chmod(k, 0o600)
+    os.setxattr(k, "user.tag", b"t")
+    other = peer.os.open(k, WRITE_NEW)
+    os.close(fd)
+    equal(stat.S_IMODE(peer.os.stat(k).st_mode), 0o600, "mode")
+    equal(peer.os.getxattr(k, "user.tag"), b"t")
+    peer.os.close(other)
+
+
+@case
+def two_replacements_of_one_process_are_told_apart(m, peer):
+    k = m.key("two-own")
+    put(k, b"old value")
+    reader = os.open(k, os.O_RDONLY)
+    fds = [os.open(k, os.O_WRONLY | os.O_TRUNC) for _ in range(2)]
+    os.write(fds[0], b"1")
+    os.write(fds[1], b"22")
+    equal([os.fstat(fd).st_size for fd in fds], [1, 2], "sizes")
+    for fd in fds + [reader]:
+        os.close(fd)
+    equal(get(k), b"22")
+
+
+@case
 def open_edit_follows_a_rename(m, peer):
     a, b = m.key("follow-a"), m.key("follow-b")
     put(a, b"0123456789")
