@@ -398,6 +398,8 @@ void attr_defaults(const struct rq *r, struct store_attr *a, mode_t mode);
 enum rq_result publish_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
 /** Make the key's edits durable (r->key); r->then runs with r->err. */
 enum rq_result edit_commit_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
+/** Nobody edits r->key any more: the readers of its edit node go on with what is committed; then r->then runs. */
+enum rq_result editor_gone_start(struct rq *r, enum rq_result (*then)(struct rq *r));
 /** Publish at RELEASE without a caller; takes over the handle. */
 void publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io);
 /** Modify the attributes of a committed key: r->commit is set up, state machine as above. */
