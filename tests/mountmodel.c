@@ -91,6 +91,7 @@ struct mname {
 struct model {
 	struct mname n[MM_NAMES];
 	struct mofd *slot[MM_PROCS][MM_SLOTS];
+	uint8_t fd[MM_PROCS][MM_SLOTS]; /* the slot's place among the process's descriptors: the lowest that is free */
 	unsigned gen[MM_PROCS];
 	struct mkey *keys[KEYS_MAX];
 	struct mofd *ofds[OFDS_MAX];
@@ -420,11 +421,47 @@ close_slot(struct model *m, unsigned proc, unsigned slot, bool killed)
 }
 
 static void
-end_process(struct model *m, unsigned proc, bool killed)
+slot_set(struct model *m, unsigned proc, unsigned slot, struct mofd *o)
 {
+	bool used[MM_SLOTS] = {false};
+	uint8_t fd = 0;
+
 	for (unsigned s = 0; s < MM_SLOTS; s++)
 		if (m->slot[proc][s])
-			close_slot(m, proc, s, killed);
+			used[m->fd[proc][s]] = true;
+	while (used[fd])
+		fd++;
+	m->fd[proc][slot] = fd;
+	m->slot[proc][slot] = o;
+}
+
+/* Would its last close publish it? */
+static bool
+publishes_at_release(const struct mofd *o)
+{
+	return o->kind == MREPL && o->refs == 1 && !o->cancelled && !o->dying && (!o->published || o->unpub);
+}
+
+/* The kernel flushes the descriptors in their order; in which order it then releases them is not known. */
+static void
+end_process(struct model *m, unsigned proc, bool killed)
+{
+	unsigned last = 0;
+
+	for (unsigned fd = 0; fd < MM_SLOTS; fd++)
+		for (unsigned s = 0; s < MM_SLOTS; s++)
+			if (m->slot[proc][s] && m->fd[proc][s] == fd)
+				flush(m, m->slot[proc][s], proc, killed);
+	for (unsigned s = 0; s < MM_SLOTS; s++) {
+		struct mofd *o = m->slot[proc][s];
+
+		m->slot[proc][s] = NULL;
+		if (!o)
+			continue;
+		last += publishes_at_release(o);
+		release(m, o);
+	}
+	m->vague |= last > 1;
 	m->gen[proc]++;
 }
 
@@ -484,7 +521,7 @@ check_open(struct model *m, const struct call *c, const struct result *r)
 		key_new(m, c->name)->a = m->n[c->name].created;
 	o = ofd_new(m, kind, c->name, c->proc, (int)c->flags);
 	o->excl = create && kind == MREPL && (c->flags & O_EXCL);
-	m->slot[c->proc][c->slot] = o;
+	slot_set(m, c->proc, c->slot, o);
 	return NULL;
 }
 
@@ -1093,11 +1130,11 @@ check_descriptor_call(struct model *m, const struct call *c, const struct result
 	case MM_CLOSE: return want_err(m, r, close_slot(m, c->proc, c->slot, false));
 	case MM_DUP:
 		o->refs++;
-		m->slot[c->proc][c->slot2] = o;
+		slot_set(m, c->proc, c->slot2, o);
 		return want_err(m, r, 0);
 	case MM_PASS:
 		o->refs++;
-		m->slot[c->proc2][c->slot2] = o;
+		slot_set(m, c->proc2, c->slot2, o);
 		return want_err(m, r, 0);
 	case MM_READ: return check_read(m, c, r);
 	case MM_WRITE: return check_write(m, c, r);

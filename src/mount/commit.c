@@ -117,6 +117,7 @@ published(struct rq *r)
 	m->root_changed = now_ns();
 	if (r->commit.out.version > k->committed)
 		k->committed = r->commit.out.version;
+	h->node->hidden = false;
 	h->node->told = r->commit.out.version; /* its writer's own writes have set the kernel's size */
 	/* Edits are void: the value is a new one. Their handles, if any is still open, go on with it. */
 	if (k->edit) {

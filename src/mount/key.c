@@ -322,7 +322,7 @@ node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
 {
 	struct node *n = node_find(m, nodeid);
 
-	return n && n->moved && !(n->writers && key_own_writer(n->key, pid)) ? NULL : n;
+	return n && n->moved && !n->hidden && !(n->writers && key_own_writer(n->key, pid)) ? NULL : n;
 }
 
 struct node *

@@ -225,8 +225,8 @@ own_writer_on(struct node *n, pid_t pid)
 }
 
 /*
- * The replacement that a node stands for when nothing is committed under its key: only its writer's path and descriptors
- * of its handle lead there, and those may have been inherited or its name been unlinked (cancelled).
+ * The replacement that a node stands for when nothing is committed under its key. Others than its writer come to a node
+ * that was made for a new key by an inherited descriptor only; its writer also by one whose name was unlinked (cancelled).
  */
 static struct handle *
 pending_writer_on(struct node *n, pid_t pid)
@@ -235,8 +235,9 @@ pending_writer_on(struct node *n, pid_t pid)
 
 	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
 		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
 
-		if (h->node == n)
+		if (h->node == n && (n->hidden || (h->cancelled && proc_same(h->opener, pid, &gone))))
 			own = h;
 	}
 	return own;
@@ -637,6 +638,7 @@ setattr_size(struct rq *r)
 			r->draft = mdraft_ref(h->draft);
 			candidate_end(h);
 			h->written = true;
+			h->dying = false;
 		} else {
 			if (r->key)
 				key_put(m, r->key);

@@ -130,6 +130,7 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
+	bool hidden;       /* made for a new key that is not published yet: no path of others leads here */
 	bool tainted;      /* two writers at once: in which order the kernel took their sizes in is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
@@ -157,6 +158,7 @@ struct handle {
 	/* REPL */
 	struct mdraft *draft;
 	bool flushed, written, published, cancelled;
+	bool dying; /* its last flush came from a process other than its opener that a signal was killing */
 	bool has_if_version;   /* publish only if the key's version is if_version */
 	uint64_t if_version;
 	bool set_expiry;

@@ -483,6 +483,7 @@ create_writer(struct rq *r, struct key *k)
 	if (!n)
 		return rq_err(r, -ENOMEM);
 	n->nlookup++; /* keeps it until entry_fill has counted the kernel's */
+	n->hidden = !exists;
 	int e = writer_open(r, k, n, &h);
 
 	if (!e) {
@@ -828,7 +829,8 @@ release_step(struct rq *r)
 	handle_arrived(h);
 	if (k && h->took_locks)
 		lockops_release(m, k, h);
-	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
+	m->counters.killed += h->dying;
+	if (h->kind == H_REPL && !h->cancelled && !h->dying && (!h->published || h->draft->cgen != h->draft->wgen)) {
 		publish_at_release(m, h, r->io);
 		return rq_err(r, 0);
 	}

@@ -118,8 +118,8 @@ effective_expiry(struct rq *r)
 {
 	struct handle *own = key_own_writer(r->key, r->pid);
 
-	if (own && own->set_expiry && r->flag2)
-		return own->expires;
+	if (r->flag2) /* only pending: of what was committed before nothing is kept */
+		return own && own->set_expiry ? own->expires : 0;
 	return r->attr.expires;
 }
 

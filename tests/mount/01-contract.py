@@ -628,6 +628,48 @@ def killed_writer_publishes_nothing(m, peer):
 
 
 @case
+def killed_heir_of_a_descriptor_publishes_nothing(m, peer):
+    """The opener has closed its descriptor; the last one is a child's, which is killed."""
+    for name, data in (("heir-written", b"half"), ("heir-empty", b"")):
+        k, ready = m.key(name), os.pipe()
+        put(k, b"old")
+        fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+
+        def heir():
+            if data:
+                os.write(fd, data)
+            os.write(ready[1], b"1")
+            time.sleep(60)
+        pid = child(heir)
+        if data:
+            os.read(ready[0], 1)
+            os.close(fd)
+            # It was published by the opener's close; what comes then is the heir's.
+            equal(peer.get(k), data)
+            put(k, b"old")
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.read(ready[0], 1)
+            os.close(fd)
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        equal(peer.get(k), b"old", "after the kill, " + name)
+        os.close(ready[0])
+        os.close(ready[1])
+
+
+@case
+def inherited_descriptor_of_a_renamed_pending_key(m, peer):
+    a, b = m.key("inherit-ren-a"), m.key("inherit-ren-b")
+    fd = os.open(a, WRITE_NEW)
+    os.write(fd, b"12345")
+    os.rename(a, b)
+    join([child(lambda: equal(os.fstat(fd).st_size, 5, "size seen by a child"))])
+    os.close(fd)
+    equal(peer.get(b), b"12345")
+
+
+@case
 def killed_threaded_writer_publishes_nothing(m, peer):
     k, ready = m.key("kill-threads"), os.pipe()
     put(k, b"old")

@@ -367,6 +367,19 @@ def set_while_a_replacement_is_pending(m, peer):
 
 
 @case
+def pending_key_has_no_ttl_of_the_value_before(m, peer):
+    k = m.key("pending-unlinked")
+    put(k, b"old")
+    set_ttl(k, "1000")
+    fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+    peer.os.unlink(k)
+    expect(errno.ENODATA, getx, k, "user.ttl")
+    equal(os.listxattr(k), [], "listxattr")
+    os.close(fd)
+    expect(errno.ENODATA, getx, k, "user.ttl")
+
+
+@case
 def down_time_counts(m, peer):
     for stop in ("unmount", "kill"):
         gone, stays, short_one = m.key("down-gone"), m.key("down-stays"), m.key("down-short")
