@@ -243,11 +243,19 @@ pending_writer_on(struct node *n, pid_t pid)
 	return own;
 }
 
+/*
+ * `own`: the writer on this node, who is told what he has written. Others are told the committed value's size, which the
+ * kernel may take in at any moment after this, also behind the back of a later LOOKUP (it keeps the reply that overtook
+ * and ignores the other): the node is not used again once the writer is done.
+ */
 static enum rq_result
-attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached)
+attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached, const struct handle *own)
 {
 	struct key *k = n->key;
 	bool dirty = k->edit && k->edit->wgen != k->edit->cgen;
+
+	if (n->writers && !own)
+		n->tainted = true;
 
 	r->out.kind = REPLY_ATTR;
 	attr_to_stat(r->m, a, &r->out.entry.attr);
@@ -266,7 +274,7 @@ getattr_frozen(struct rq *r, struct node *n)
 
 	a.ino = n->key->ino;
 	attr_overlay(r->m, n->key, n, &a);
-	return attr_reply(r, n, &a, true);
+	return attr_reply(r, n, &a, true, NULL);
 }
 
 static enum rq_result
@@ -314,7 +322,7 @@ getattr_step(struct rq *r)
 				r->attr.mtime = own->draft->mtime;
 			else if (own->draft->touched)
 				r->attr.mtime = own->draft->touched;
-			enum rq_result res = attr_reply(r, n, &r->attr, true);
+			enum rq_result res = attr_reply(r, n, &r->attr, true, own);
 
 			if (own->cancelled)
 				r->out.entry.attr.st_nlink = 0;
@@ -323,7 +331,7 @@ getattr_step(struct rq *r)
 		if ((n->opens || n->reserved) && n->version != r->attr.version && n != k->edit_node)
 			return getattr_frozen(r, n);
 		attr_overlay(m, k, n, &r->attr);
-		return attr_reply(r, n, &r->attr, false);
+		return attr_reply(r, n, &r->attr, false, NULL);
 	}
 }
 
@@ -414,6 +422,8 @@ op_access(fuse_req_t req, fuse_ino_t ino, int mask)
 
 /* ---- SETATTR ---- */
 
+#define SETATTR_NS (INT64_C(5) * 1000000000) /* a caller that has its answer runs within this time */
+
 static int64_t
 ts_ns(struct timespec t)
 {
@@ -482,11 +492,21 @@ setattr_draft_times(struct mdraft *d, const struct store_commit *c)
 	return true;
 }
 
+/*
+ * The kernel takes the size of a SETATTR's answer in when the caller runs again, whatever has happened to the inode since:
+ * it must not meet a replacement on the same node (see open_writer).
+ */
 static enum rq_result
 setattr_reply(struct rq *r)
 {
+	struct node *n = node_find(r->m, r->nodeid);
+
 	if (r->err)
 		return rq_err(r, r->err);
+	if (n) {
+		n->setattr_by = r->pid;
+		n->setattr_until = mono_ns() + SETATTR_NS;
+	}
 	r->state = 0;
 	r->step = getattr_step;
 	return getattr_step(r);

@@ -131,13 +131,15 @@ struct node {
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
 	bool hidden;       /* made for a new key that is not published yet: no path of others leads here */
-	bool tainted;      /* two writers at once: in which order the kernel took their sizes in is unknown */
+	bool tainted;      /* two writers at once, or others were told a size meanwhile: what the kernel takes in last is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
 	uint64_t told;     /* of all attributes that the kernel was told of late; 0: none, or of a value being written */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
+	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
+	int64_t setattr_until; /* ... until then (monotonic ns); 0: nobody */
 	struct msnap *snap;
 	struct store_attr attr; /* of the snap */
 };

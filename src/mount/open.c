@@ -100,6 +100,15 @@ writer_open(struct rq *r, struct key *k, struct node *n, struct handle **out)
 	return 0;
 }
 
+/* Somebody's chmod or truncate has been answered and may still set the kernel's size of n. */
+static bool
+setattr_pending(const struct rq *r, struct node *n)
+{
+	if (n->setattr_until && (n->setattr_by == r->pid || mono_ns() > n->setattr_until))
+		n->setattr_until = 0;
+	return n->setattr_until != 0;
+}
+
 static enum rq_result
 open_writer(struct rq *r, struct node *n)
 {
@@ -119,7 +128,7 @@ open_writer(struct rq *r, struct node *n)
 		n->writers++; /* keeps it while the move ends */
 		move_end(m, mv);
 		n->writers--;
-	} else if (n->opens || n->reserved || n->claimed) {
+	} else if (n->opens || n->reserved || n->claimed || setattr_pending(r, n)) {
 		if (release_settle(r) == RQ_WAIT)
 			return RQ_WAIT;
 		if (mv)
@@ -565,6 +574,7 @@ create_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
 	enum handle_kind kind = r->flag ? H_EDIT : kind_of(r->fi.flags, true); /* flag: MKNOD */
+	bool made;
 
 	switch (r->state) {
 	case 0:
@@ -599,7 +609,8 @@ create_step(struct rq *r)
 		/* fallthrough */
 	case 2:
 		turn_end_share(r);
-		if (r->commit.draft) {
+		made = r->commit.draft != NULL;
+		if (made) {
 			store_draft_free(m->store, r->commit.draft);
 			r->commit.draft = NULL;
 			if (r->err == STORE_UNCERTAIN || (r->err == -EEXIST && !(r->fi.flags & O_EXCL) && !r->flag)) {
@@ -618,7 +629,7 @@ create_step(struct rq *r)
 			m->root_changed = now_ns();
 		}
 		if (r->flag) {
-			const struct store_attr *a = r->tries ? &r->attr : &r->commit.out;
+			const struct store_attr *a = made ? &r->commit.out : &r->attr;
 			struct node *n;
 
 			r->key->ino = a->ino;
