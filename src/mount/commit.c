@@ -184,6 +184,8 @@ publish_committed(struct rq *r)
 	}
 	d->committing = false;
 	rq_resume_all(&d->waiters);
+	r->turn->publishing--;
+	rq_resume_all(&r->turn->turn_waiters);
 	turn_end_share(r);
 	if (err == STORE_UNCERTAIN)
 		err = -EIO;
@@ -215,6 +217,7 @@ publish_step(struct rq *r)
 		if (turn_share(r, h->key) == RQ_WAIT)
 			return RQ_WAIT;
 		d->committing = true;
+		h->key->publishing++;
 		r->version = d->wgen;
 		publish_fill(r, h, h->key);
 		/* fallthrough */
@@ -418,6 +421,8 @@ edit_step(struct rq *r)
 		}
 		if (d->committing)
 			return rq_park(r, &d->waiters);
+		if (k->publishing) /* these edits do not know that value: they are void once it is there */
+			return rq_park(r, &k->turn_waiters);
 		if (turn_share(r, k) == RQ_WAIT)
 			return RQ_WAIT;
 		d->committing = true;

@@ -110,6 +110,7 @@ struct key {
 	struct store_attr created; /* attributes of a key that is not in the store yet (pending new key) */
 	uint8_t *created_xattrs;
 	uint32_t created_xattr_size;
+	unsigned publishing;  /* commits of replacements under way: edits are not committed on top of them */
 	bool need_sync;       /* something was committed without a flush since the last one */
 	/* Turns: publications and attribute changes share, unlink and rename exclude. */
 	unsigned sharing;
