@@ -81,6 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
+.PHONY: model-campaign
 .PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -154,6 +155,12 @@ check-tsan:
 	@$(MAKE) --no-print-directory SAN=thread BUILD=build-tsan tests
 	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 TEST_TIMEOUT='$(or $(TEST_TIMEOUT),900)' scripts/check
 
+# Campaigns: what `make check` does a little of, for as long as you like.
+SEQUENCES ?= 10000
+model-campaign: tests
+	@TRANSPORTS='$(or $(TRANSPORTS),dev uring)' BUILD='$(BUILD)' TESTS_MATCH=11-model SEQUENCES='$(SEQUENCES)' \
+		SEED='$(or $(SEED),$(shell date +%s))' TEST_TIMEOUT=7200 scripts/check
+
 check-layers:
 	@scripts/check-layers
 
@@ -199,6 +206,7 @@ help:
 	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
+	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'

@@ -219,7 +219,8 @@ static int64_t
 do_mapwrite(const struct call *c)
 {
 	size_t end = (size_t)c->off + c->len;
-	uint8_t *p = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, fds[c->slot], 0);
+	struct stat st;
+	uint8_t *p = fstat(fds[c->slot], &st) < 0 ? MAP_FAILED : mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, fds[c->slot], 0);
 	int n;
 
 	if (p == MAP_FAILED)

@@ -71,7 +71,7 @@ struct mofd {
 	bool append;
 	int64_t pos;      /* -1: unknown */
 	struct mkey *key; /* READ, EDIT */
-	bool frozen, loose;
+	bool frozen, loose, free; /* loose: may show the next value as well; free: any */
 	struct value v;   /* frozen: what it shows. REPL: the private value */
 	/* REPL */
 	int name;
@@ -98,6 +98,7 @@ struct model {
 	unsigned nkeys, nofds;
 	int64_t now;
 	int answer;  /* errno of the call being looked at */
+	int unsettled; /* 1 + a name to which a last close has published an empty value that only an open must see; 0: none */
 	bool vague;  /* what the contract leaves open matters from here on: nothing more can be said */
 	char why[512];
 };
@@ -334,6 +335,7 @@ freeze_readers(struct model *m, struct mkey *k)
 			continue;
 		if (!o->frozen)
 			value_copy(&o->v, &k->v);
+		o->free |= o->loose;
 		o->loose |= o->frozen ? false : edited;
 		o->frozen = true;
 	}
@@ -404,8 +406,10 @@ release(struct model *m, struct mofd *o)
 	if (--o->refs)
 		return;
 	o->refs = 1;
-	if (o->kind == MREPL && !o->cancelled && !o->dying && (!o->published || o->unpub))
+	if (o->kind == MREPL && !o->cancelled && !o->dying && (!o->published || o->unpub)) {
+		m->unsettled = 1 + o->name;
 		publish(m, o);
+	}
 	o->refs = 0;
 }
 
@@ -627,6 +631,8 @@ check_fsync(struct model *m, const struct call *c, const struct result *r)
 static bool
 size_right(const struct model *m, const struct mofd *o, uint64_t size)
 {
+	if (o->free)
+		return true;
 	if (o->kind != MREPL)
 		return size == (o->frozen ? o->v.size : o->key->v.size) || (o->loose && size == o->key->v.size);
 	if (size == o->v.size || (m->n[o->name].key && size == m->n[o->name].key->v.size))
@@ -1120,6 +1126,21 @@ model_applies(const struct model *m, const struct call *c)
 	}
 }
 
+static bool
+by_name(unsigned op)
+{
+	return op == MM_OPEN || (op >= MM_STAT && op <= MM_LINK);
+}
+
+bool
+model_settles(const struct model *m, const struct call *c, struct call *first)
+{
+	if (!m->unsettled || by_name(c->op))
+		return false;
+	*first = (struct call){.op = MM_GET, .proc = c->proc, .name = (uint8_t)(m->unsettled - 1)};
+	return true;
+}
+
 static const char *
 check_descriptor_call(struct model *m, const struct call *c, const struct result *r)
 {
@@ -1153,6 +1174,8 @@ const char *
 model_check(struct model *m, const struct call *c, const struct result *r)
 {
 	expire_due(m, r->before ? r->before : m->now);
+	if (by_name(c->op) && m->unsettled == 1 + c->name)
+		m->unsettled = 0;
 	m->answer = r->err;
 	switch (c->op) {
 	case MM_STAT: return check_stat(m, c, r);

@@ -235,9 +235,8 @@ pending_writer_on(struct node *n, pid_t pid)
 
 	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
 		struct handle *h = list_entry(l, struct handle, of_key);
-		bool gone;
 
-		if (h->node == n && (n->hidden || (h->cancelled && proc_same(h->opener, pid, &gone))))
+		if (h->node == n && n->hidden)
 			own = h;
 	}
 	return own;
@@ -281,8 +280,8 @@ static enum rq_result
 getattr_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_named(m, r->nodeid, r->pid);
-	struct handle *own;
+	struct handle *own = r->h && r->h->kind == H_REPL ? r->h : NULL; /* asked for by that descriptor */
+	struct node *n = own ? own->node : node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);
@@ -307,7 +306,8 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
+		if (!own)
+			own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -644,13 +644,13 @@ static enum rq_result
 setattr_size(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_named(m, r->nodeid, r->pid);
+	struct handle *h = r->h && (r->h->kind == H_REPL || r->h->kind == H_EDIT) ? r->h : NULL;
+	struct node *n = h && h->kind == H_REPL ? h->node : node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 	struct mdraft *d;
-	struct handle *h = r->h && (r->h->kind == H_REPL || r->h->kind == H_EDIT) ? r->h : NULL;
 
 	switch (r->state) {
 	case 0:

@@ -131,7 +131,7 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
-	bool hidden;       /* made for a new key that is not published yet: no path of others leads here */
+	bool hidden;       /* of a new key that is not published yet, or unlinked by its writer: no path of others leads here */
 	bool tainted;      /* two writers at once, or others were told a size meanwhile: what the kernel takes in last is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */

@@ -52,6 +52,7 @@ cancel_own(struct key *k, pid_t pid)
 			continue;
 		candidate_end(h);
 		h->cancelled = true;
+		h->node->hidden |= h->node->opens == 0; /* only its descriptors lead there when the name is gone */
 		n++;
 	}
 	return n;

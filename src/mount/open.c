@@ -316,8 +316,8 @@ moved_again(struct rq *r, struct node *n)
 	struct move *mv = move_find(m, r->pid, n->key);
 
 	if (mv && mv->node == n)
-		return true;
-	if (r->state == 0 && !mv && n->writers && key_own_writer(n->key, r->pid))
+		return n->writers && key_own_writer(n->key, r->pid);
+	if (r->state == 0 && !mv)
 		move_add(m, r->pid, n->key, n, true);
 	return false;
 }

@@ -665,8 +665,17 @@ def inherited_descriptor_of_a_renamed_pending_key(m, peer):
     os.write(fd, b"12345")
     os.rename(a, b)
     join([child(lambda: equal(os.fstat(fd).st_size, 5, "size seen by a child"))])
+    join([child(os.ftruncate, fd, 4)])
+    os.fsync(fd)
+    peer.os.rename(b, a)
+    join([child(os.ftruncate, fd, 3)])
     os.close(fd)
-    equal(peer.get(b), b"12345")
+    equal(peer.get(b), b"123")
+    fd = os.open(b, WRITE_NEW)
+    os.unlink(b)
+    join([child(os.ftruncate, fd, 3)])
+    os.close(fd)
+    check(not peer.exists(b), "it has come back")
 
 
 @case
