@@ -596,17 +596,22 @@ daemon_stop(struct exec *x)
 	int status = 0;
 
 	for (int i = 0; run_program(argv) != 0; i++) {
-		if (i > 100)
+		if (i > 100) {
+			fprintf(stderr, "fusermount3 -u does not succeed\n");
 			return -1;
+		}
 		sleep_ms(50);
 	}
 	for (int i = 0; i < 3000; i++) {
 		if (waitpid(x->daemon, &status, WNOHANG) > 0) {
 			x->daemon = 0;
+			if (status)
+				fprintf(stderr, "kvfs ended with status %#x\n", (unsigned)status);
 			return status == 0 ? 0 : -1;
 		}
 		sleep_ms(10);
 	}
+	fprintf(stderr, "kvfs is still there 30 s after the unmount\n");
 	return -1;
 }
 

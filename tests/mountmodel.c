@@ -1115,11 +1115,12 @@ model_applies(const struct model *m, const struct call *c)
 		return o && (!c->way || o->append || o->pos >= 0);
 	case MM_MAPWRITE:
 		return o && o->kind == MEDIT && o->acc == O_RDWR && !o->append && c->off + c->len <= o->key->v.size;
+	case MM_FSTAT: /* (where a path leads to it as well, an heir's descriptor cannot be told from that) */
+	case MM_SEEKEND:
+		return o && !(o->stranded && !own(m, o, c->proc));
 	case MM_CLOSE:
 	case MM_FTRUNC:
 	case MM_FSYNC:
-	case MM_FSTAT:
-	case MM_SEEKEND:
 		return o != NULL;
 	default:
 		return true;

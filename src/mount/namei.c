@@ -71,6 +71,11 @@ static void
 unlinked(struct kvfs_mount *m, struct key *k)
 {
 	m->root_changed = now_ns();
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct node *n = list_entry(l, struct handle, of_key)->node;
+
+		n->hidden |= n->opens == 0; /* only descriptors lead there now */
+	}
 	key_detach(m, k);
 }
 
@@ -187,6 +192,29 @@ count_writers(const struct key *k)
 	return n;
 }
 
+/*
+ * The value of k got a new version by being renamed. Its nodes show the same content under it: with the attributes as they
+ * are now, and not as an older value to those who have it open.
+ */
+static void
+renamed_version(struct key *k, uint64_t old, const struct store_attr *now)
+{
+	if (now->version > k->committed)
+		k->committed = now->version;
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->version == old) {
+			n->version = now->version;
+			n->attr = *now;
+		}
+		if (n->told == old)
+			n->told = now->version;
+		if (n->pages == old)
+			n->pages = now->version;
+	}
+}
+
 static int
 swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
 {
@@ -220,6 +248,10 @@ renamed(struct rq *r)
 	int e;
 
 	m->root_changed = now_ns();
+	if (r->rename.to_out.version != r->attr.version)
+		renamed_version(a, r->attr.version, &r->rename.to_out);
+	if ((r->flags & RENAME_EXCHANGE) && r->rename.from_out.version != r->version)
+		renamed_version(b, r->version, &r->rename.from_out);
 	if (r->flags & RENAME_EXCHANGE)
 		return swap_names(m, a, b, r->pid);
 	key_ref(a);
@@ -441,7 +473,19 @@ rename_step(struct rq *r)
 			r->err = rename_marker(r, r->xattrs, r->xattr_size);
 		if (r->err)
 			return rename_end(r, r->err);
+		if (!(r->flags & RENAME_EXCHANGE))
+			goto submit;
+		/* The other one gets a new version as well: which was it? */
+		r->err = store_stat(m->store, rq_key_name(r, r->name2, r->name2_len), &r->rename.from_out, rq_store(r, 8));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
 		/* fallthrough */
+	case 8:
+		if (r->err)
+			return rename_end(r, r->err);
+		r->version = r->rename.from_out.version;
+		/* fallthrough */
+	submit:
 	case 5:
 		if (rename_submit(r) == RQ_WAIT)
 			return RQ_WAIT;
