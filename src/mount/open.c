@@ -317,8 +317,8 @@ moved_again(struct rq *r, struct node *n)
 
 	if (mv && mv->node == n)
 		return n->writers && key_own_writer(n->key, r->pid);
-	if (r->state == 0 && !mv)
-		move_add(m, r->pid, n->key, n, true);
+	if (r->state == 0 && !mv) /* (several threads may come to the same node: it is reserved, not claimed) */
+		move_add(m, r->pid, n->key, n, false);
 	return false;
 }
 
