@@ -108,8 +108,9 @@ read_sendfile(int fd, off_t off, size_t len)
 	int to = memfd_create("got", MFD_CLOEXEC);
 	size_t done = 0;
 	ssize_t n = 0;
+	struct stat st; /* sendfile goes by the size that the kernel knows: programs ask for it first */
 
-	if (to < 0)
+	if (to < 0 || fstat(fd, &st) < 0)
 		return -1;
 	while (done < len && (n = sendfile(to, fd, &off, len - done)) > 0)
 		done += (size_t)n;

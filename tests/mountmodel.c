@@ -371,6 +371,8 @@ publish(struct model *m, struct mofd *o)
 	}
 	value_copy(&k->v, &o->v);
 	k->expires = o->set_expiry ? o->expires : 0;
+	if (k->expires && k->expires <= m->now) /* it ends as it begins: what open descriptors show is not said */
+		m->vague |= being_edited(m, k);
 	k->dirty = false;
 	k->vstate = VER_GREATER;
 	o->unpub = false;

@@ -185,6 +185,8 @@ node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 	n->key = key_ref(to);
 	if (from->cur == n)
 		from->cur = NULL;
+	if (from->edit_node == n) /* nobody edits through it: its last editor's release may still be on its way */
+		from->edit_node = NULL;
 	key_put(m, from);
 }
 

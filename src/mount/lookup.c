@@ -29,9 +29,11 @@ lookup_absent(struct rq *r, struct key *k)
 	if (own) {
 		struct store_attr a = k->created;
 
+		struct move *mv = move_find(m, r->pid, k);
+
 		a.ino = k->ino;
 		a.size = store_draft_size(m->store, own->draft->draft);
-		return entry_reply(r, own->node, &a, true);
+		return entry_reply(r, mv && mv->writer ? mv->node : own->node, &a, true);
 	}
 	double t = FOREVER_S;
 

@@ -137,6 +137,7 @@ open_writer(struct rq *r, struct node *n)
 
 		if (!w)
 			return rq_err(r, -ENOMEM);
+		w->hidden = n->hidden;
 		m->counters.moves_writer++;
 		move_add(m, r->pid, k, w, true);
 		return rq_err(r, -ESTALE);

@@ -1148,6 +1148,20 @@ def two_replacements_of_one_process_are_told_apart(m, peer):
 
 
 @case
+def second_replacement_of_an_unpublished_key(m, peer):
+    k = m.key("second-own")
+    first = os.open(k, WRITE_NEW)
+    join([child(os.ftruncate, first, 5)])
+    second = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(second, b"second")
+    equal([os.fstat(fd).st_size for fd in (first, second)], [5, 6], "sizes")
+    os.close(second)
+    equal(peer.get(k), b"second")
+    os.close(first)
+    equal(peer.get(k), b"\0" * 5)
+
+
+@case
 def open_edit_follows_a_rename(m, peer):
     a, b = m.key("follow-a"), m.key("follow-b")
     put(a, b"0123456789")
