@@ -319,12 +319,27 @@ node_find(struct kvfs_mount *m, uint64_t nodeid)
 	return NULL;
 }
 
+struct handle *
+node_own_writer(const struct node *n, pid_t pid)
+{
+	if (!n->writers)
+		return NULL;
+	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
+}
+
 struct node *
 node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
 {
 	struct node *n = node_find(m, nodeid);
 
-	return n && n->moved && !n->hidden && !(n->writers && key_own_writer(n->key, pid)) ? NULL : n;
+	return n && n->moved && !n->hidden && !node_own_writer(n, pid) ? NULL : n;
 }
 
 struct node *

@@ -210,22 +210,6 @@ op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 
 /* ---- GETATTR ---- */
 
-/* A REPL handle on this node whose writer asks: he sees what he has written. */
-static struct handle *
-own_writer_on(struct node *n, pid_t pid)
-{
-	if (!n->writers)
-		return NULL;
-	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
-		struct handle *h = list_entry(l, struct handle, of_key);
-		bool gone;
-
-		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
-			return h;
-	}
-	return NULL;
-}
-
 /*
  * The replacement that a node stands for when nothing is committed under its key. Others than its writer come to a node
  * that was made for a new key by an inherited descriptor only; its writer also by one whose name was unlinked (cancelled).
@@ -233,7 +217,7 @@ own_writer_on(struct node *n, pid_t pid)
 static struct handle *
 pending_writer_on(struct node *n, pid_t pid)
 {
-	struct handle *own = own_writer_on(n, pid);
+	struct handle *own = node_own_writer(n, pid);
 
 	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
 		struct handle *h = list_entry(l, struct handle, of_key);
@@ -309,7 +293,7 @@ getattr_step(struct rq *r)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
 		if (!own)
-			own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
+			own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -656,6 +640,8 @@ setattr_size(struct rq *r)
 
 	switch (r->state) {
 	case 0:
+		if (m->cfg.max_value && (uint64_t)r->st.st_size > m->cfg.max_value)
+			return rq_err(r, -EFBIG);
 		if (h && h->kind == H_REPL) {
 			r->draft = mdraft_ref(h->draft);
 			candidate_end(h);

@@ -315,6 +315,8 @@ struct key *key_check_ino(struct kvfs_mount *m, struct key *k, uint64_t ino);
 struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
 /** The node of a request that came by a name: NULL (ESTALE makes the kernel look again) if that name is wrong by now. */
 struct node *node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid);
+/** The pending replacement on this node that the asking process has opened (he sees what he has written), or NULL. */
+struct handle *node_own_writer(const struct node *n, pid_t pid);
 struct node *node_new(struct kvfs_mount *m, struct key *k);
 /** Free the node if nothing needs it any more. */
 void node_settle(struct kvfs_mount *m, struct node *n);

@@ -523,6 +523,10 @@ op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newpar
 		fuse_reply_err(req, EINVAL);
 		return;
 	}
+	if (strcmp(name, newname) == 0) { /* the kernel found it there */
+		fuse_reply_err(req, flags & RENAME_NOREPLACE ? EEXIST : 0);
+		return;
+	}
 	r = rq_new(req, rename_step);
 	if (!r)
 		return;
