@@ -86,6 +86,7 @@ struct mofd {
 struct mname {
 	struct mkey *key;
 	struct attrs created; /* of replacements of a key that does not exist */
+	bool cached; /* a key was renamed here while a replacement was pending: until an open, stat may show the former */
 };
 
 struct model {
@@ -702,6 +703,8 @@ check_stat(struct model *m, const struct call *c, const struct result *r)
 
 	if (r->err || (!k && !o))
 		return want_err(m, r, k || o ? 0 : ENOENT);
+	if (m->n[c->name].cached)
+		return NULL;
 	if (o ? !size_right(m, o, c->proc, (uint64_t)r->st.st_size) : (uint64_t)r->st.st_size != k->v.size)
 		return wrong(m, "size is %jd, want %zu", (intmax_t)r->st.st_size, k ? k->v.size : o->v.size);
 	if (r->st.st_nlink != 1)
@@ -716,6 +719,7 @@ check_get(struct model *m, const struct call *c, const struct result *r)
 	struct mkey *k = m->n[c->name].key;
 	const char *bad;
 
+	m->n[c->name].cached = false;
 	if (!k || r->err)
 		return want_err(m, r, k ? 0 : own_pending(m, c->proc, c->name) ? EBUSY : ENOENT);
 	bad = same_content(m, r, &k->v, 0, SIZE_MAX);
@@ -809,6 +813,8 @@ rename_committed(struct model *m, const struct call *c, const struct result *r)
 		b->name = c->name;
 		b->vstate = VER_MAYBE;
 	}
+	m->n[c->name2].cached |= any_pending(m, c->name2, false);
+	m->n[c->name].cached |= b && any_pending(m, c->name, false);
 	m->n[c->name2].key = a;
 	a->name = c->name2;
 	a->vstate = a->vstate == VER_GREATER ? VER_GREATER : VER_MAYBE;
@@ -839,6 +845,8 @@ check_trunc(struct model *m, const struct call *c, const struct result *r)
 {
 	struct mkey *k = m->n[c->name].key;
 
+	if (!k && c->off > MM_MAX && own_pending(m, c->proc, c->name) && r->err == EFBIG)
+		return NULL;
 	if (!k)
 		return want_err(m, r, own_pending(m, c->proc, c->name) ? EBUSY : ENOENT);
 	if (c->off > MM_MAX)

@@ -405,11 +405,19 @@ rename_pending(struct rq *r)
 	}
 	struct handle *h = key_own_writer(a, r->pid);
 
+	/* Replacements of others that stay behind keep what was set on the name. */
 	for (; h; h = key_own_writer(a, r->pid)) {
 		writer_move(m, h, b);
 		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
 		h->has_if_version = r->flag;
 		h->if_version = r->version;
+	}
+	if (!exists && !list_empty(&a->writers) && b->created_xattr_size) {
+		a->created_xattrs = malloc(STORE_XATTR_MAX);
+		if (!a->created_xattrs)
+			return rename_end(r, -ENOMEM);
+		memcpy(a->created_xattrs, b->created_xattrs, b->created_xattr_size);
+		a->created_xattr_size = b->created_xattr_size;
 	}
 	return rename_end(r, 0);
 }

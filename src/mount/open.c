@@ -449,7 +449,7 @@ excl_pending(const struct rq *r, const struct key *k)
 	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
 		const struct handle *h = list_entry(l, struct handle, of_key);
 
-		if (h->excl && !h->cancelled)
+		if (h->excl && !h->cancelled && !h->published)
 			return true;
 	}
 	return false;

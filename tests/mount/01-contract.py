@@ -1148,6 +1148,19 @@ def two_replacements_of_one_process_are_told_apart(m, peer):
 
 
 @case
+def published_put_if_absent_is_not_pending(m, peer):
+    k = m.key("excl-published")
+    first = os.open(k, WRITE_NEW | os.O_EXCL)
+    os.fsync(first)
+    peer.os.unlink(k)
+    second = peer.os.open(k, WRITE_NEW | os.O_EXCL)
+    peer.os.write(second, b"2")
+    peer.os.close(second)
+    os.close(first)
+    equal(get(k), b"2")
+
+
+@case
 def second_replacement_of_an_unpublished_key(m, peer):
     k = m.key("second-own")
     first = os.open(k, WRITE_NEW)
