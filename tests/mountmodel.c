@@ -655,11 +655,23 @@ check_ino(struct model *m, struct mkey *k, const struct stat *st)
 		wrong(m, "inode number is %ju, was %ju", (uintmax_t)st->st_ino, (uintmax_t)k->ino);
 }
 
+/*
+ * Known limit: an heir's descriptor of a replacement that was published before, and whose key somebody renamed over or let
+ * expire since, names a node that may be an old path of others.
+ */
+static bool
+heir_of_published(const struct model *m, const struct mofd *o, const struct call *c, const struct result *r)
+{
+	return r->err == ESTALE && o->kind == MREPL && o->published && !own(m, o, c->proc);
+}
+
 static const char *
 check_fstat(struct model *m, const struct call *c, const struct result *r)
 {
 	struct mofd *o = m->slot[c->proc][c->slot];
 
+	if (heir_of_published(m, o, c, r))
+		return NULL;
 	if (r->err)
 		return want_err(m, r, 0);
 	if (!S_ISREG(r->st.st_mode))
@@ -678,6 +690,8 @@ check_seekend(struct model *m, const struct call *c, const struct result *r)
 {
 	struct mofd *o = m->slot[c->proc][c->slot];
 
+	if (heir_of_published(m, o, c, r))
+		return NULL;
 	if (r->err)
 		return want_err(m, r, 0);
 	o->pos = r->ret;

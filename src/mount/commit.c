@@ -117,7 +117,7 @@ published(struct rq *r)
 	m->root_changed = now_ns();
 	if (r->commit.out.version > k->committed)
 		k->committed = r->commit.out.version;
-	h->node->hidden = false;
+	h->node->hidden = h->node->hidden && h->node->moved; /* a moved one is never given to anybody */
 	h->node->told = r->commit.out.version; /* its writer's own writes have set the kernel's size */
 	/* Edits are void: the value is a new one. Their handles, if any is still open, go on with it. */
 	if (k->edit) {

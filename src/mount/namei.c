@@ -52,7 +52,7 @@ cancel_own(struct key *k, pid_t pid)
 			continue;
 		candidate_end(h);
 		h->cancelled = true;
-		h->node->hidden |= h->node->opens == 0; /* only its descriptors lead there when the name is gone */
+		h->node->hidden |= h->node->opens == 0 && !h->node->moved; /* only its descriptors lead there when the name is gone */
 		n++;
 	}
 	return n;
@@ -74,7 +74,7 @@ unlinked(struct kvfs_mount *m, struct key *k)
 	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
 		struct node *n = list_entry(l, struct handle, of_key)->node;
 
-		n->hidden |= n->opens == 0; /* only descriptors lead there now */
+		n->hidden |= n->opens == 0 && !n->moved; /* only descriptors lead there now */
 	}
 	key_detach(m, k);
 }
