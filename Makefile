@@ -81,7 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: model-campaign kill-campaign
+.PHONY: model-campaign kill-campaign powercut-campaign
 .PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -166,6 +166,12 @@ kill-campaign: tests
 	@TRANSPORTS='$(or $(TRANSPORTS),dev uring)' BUILD='$(BUILD)' TESTS_MATCH=08-sigkill KILLS='$(KILLS)' \
 		SEED='$(or $(SEED),$(shell date +%s))' TEST_TIMEOUT=7200 scripts/check
 
+ROUNDS ?= 40
+CUTS ?= 25
+powercut-campaign: tests
+	@KVFS='$(BUILD)/kvfs' BUILD='$(BUILD)' ROUNDS='$(ROUNDS)' CUTS='$(CUTS)' SEED='$(or $(SEED),$(shell date +%s))' \
+		python3 tests/campaign/powercut.py
+
 check-layers:
 	@scripts/check-layers
 
@@ -213,6 +219,7 @@ help:
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
 	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
 	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL of the daemon under load, what was acknowledged compared (SEED=n)'
+	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'

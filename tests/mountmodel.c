@@ -245,6 +245,19 @@ visible(const struct model *m, unsigned proc, int name)
 	return m->n[name].key || own_pending(m, proc, name);
 }
 
+/*
+ * A process whose pending replacement was left behind by somebody's rename: where the kernel kept the name, it cannot be
+ * told from the new one. Opening is right all the same, but stat, attributes and rename are not looked at.
+ */
+static bool
+stranded(const struct model *m, unsigned proc)
+{
+	for (unsigned i = 0; i < m->nofds; i++)
+		if (m->ofds[i]->stranded && m->ofds[i]->refs && !m->ofds[i]->cancelled && own(m, m->ofds[i], proc))
+			return true;
+	return false;
+}
+
 static void
 key_detach(struct model *m, struct mkey *k)
 {
@@ -733,7 +746,9 @@ check_get(struct model *m, const struct call *c, const struct result *r)
 	struct mkey *k = m->n[c->name].key;
 	const char *bad;
 
-	m->n[c->name].cached = false;
+	m->n[c->name].cached = m->n[c->name].cached && any_pending(m, c->name, false);
+	if (!k && r->err == ESTALE && stranded(m, c->proc))
+		return NULL;
 	if (!k || r->err)
 		return want_err(m, r, k ? 0 : own_pending(m, c->proc, c->name) ? EBUSY : ENOENT);
 	bad = same_content(m, r, &k->v, 0, SIZE_MAX);
@@ -841,8 +856,8 @@ check_rename(struct model *m, const struct call *c, const struct result *r)
 {
 	bool target = visible(m, c->proc, c->name2);
 
-	if (!visible(m, c->proc, c->name))
-		return want_err(m, r, ENOENT);
+	if (!visible(m, c->proc, c->name)) /* (of an expired key the kernel may know the name, and look at the target first) */
+		return target && (c->flags & RENAME_NOREPLACE) && r->err == EEXIST ? NULL : want_err(m, r, ENOENT);
 	if (target && (c->flags & RENAME_NOREPLACE))
 		return want_err(m, r, EEXIST);
 	if (!target && (c->flags & RENAME_EXCHANGE))
@@ -1100,23 +1115,10 @@ check_ls(struct model *m, const struct call *c, const struct result *r)
 
 /* ---- the whole ---- */
 
-/*
- * A process whose pending replacement was left behind by somebody's rename: where the kernel kept the name, it cannot be
- * told from the new one. Opening is right all the same, but stat and attributes are not looked at.
- */
-static bool
-stranded(const struct model *m, unsigned proc)
-{
-	for (unsigned i = 0; i < m->nofds; i++)
-		if (m->ofds[i]->stranded && m->ofds[i]->refs && !m->ofds[i]->cancelled && own(m, m->ofds[i], proc))
-			return true;
-	return false;
-}
-
 static bool
 by_attributes(unsigned op)
 {
-	return op == MM_STAT || (op >= MM_TRUNC && op <= MM_MARK);
+	return op == MM_STAT || op == MM_RENAME || (op >= MM_TRUNC && op <= MM_MARK);
 }
 
 bool

@@ -293,7 +293,7 @@ getattr_step(struct rq *r)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
 		if (!own)
-			own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
+			own = r->err == -ENOENT || n->hidden ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
