@@ -43,7 +43,7 @@ SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-layers,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-layers,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -81,7 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: model-campaign kill-campaign powercut-campaign
+.PHONY: model-campaign kill-campaign powercut-campaign check-spin
 .PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -172,6 +172,10 @@ powercut-campaign: tests
 	@KVFS='$(BUILD)/kvfs' BUILD='$(BUILD)' ROUNDS='$(ROUNDS)' CUTS='$(CUTS)' SEED='$(or $(SEED),$(shell date +%s))' \
 		python3 tests/campaign/powercut.py
 
+check-spin:
+	@scripts/setup spin
+	@tests/spin/check
+
 check-layers:
 	@scripts/check-layers
 
@@ -220,6 +224,7 @@ help:
 	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
 	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL of the daemon under load, what was acknowledged compared (SEED=n)'
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
+	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'
