@@ -259,6 +259,11 @@ renamed(struct rq *r)
 	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
 	unsigned of_old = count_writers(a);
 
+	for (struct list *l = b->writers.next; l != &b->writers; l = l->next) {
+		struct node *n = list_entry(l, struct handle, of_key)->node;
+
+		n->hidden |= n->opens == 0 && !n->moved; /* the kernel has given its path to the renamed key */
+	}
 	move_writers(m, b, a, 0, UINT_MAX);
 	b->created = a->created;
 	key_detach(m, b);
@@ -361,12 +366,8 @@ rename_marker(struct rq *r, const uint8_t *blob, uint32_t size)
 static int
 pending_marker(struct rq *r)
 {
-	struct key *k = r->key;
-	int e = rename_marker(r, k->created_xattrs, k->created_xattr_size);
+	int e = rename_marker(r, r->key->created_xattrs, r->key->created_xattr_size);
 
-	if (!e && r->flag)
-		e = xblob_set(k->created_xattrs, &k->created_xattr_size, STORE_XATTR_MAX, XATTR_IF_VERSION,
-			      strlen(XATTR_IF_VERSION), NULL, 0, 0);
 	return e ? e : -ENOENT;
 }
 
@@ -389,6 +390,9 @@ rename_pending(struct rq *r)
 		return rename_end(r, -EEXIST);
 	if (r->flag && (exists ? r->attr.version : 0) != r->version)
 		return rename_end(r, -ECANCELED);
+	if (r->flag) /* it has done its work (what is there can only get smaller) */
+		(void)xblob_set(a->created_xattrs, &a->created_xattr_size, STORE_XATTR_MAX, XATTR_IF_VERSION,
+				strlen(XATTR_IF_VERSION), NULL, 0, 0);
 	if (exists) {
 		b->ino = r->attr.ino;
 		b->created = r->attr;

@@ -1161,6 +1161,19 @@ def published_put_if_absent_is_not_pending(m, peer):
 
 
 @case
+def refused_compare_and_swap_of_a_pending_key_stays_one(m, peer):
+    a, b = m.key("mark-a"), m.key("mark-b")
+    put(b, b"there")
+    fd = os.open(a, WRITE_NEW)
+    os.setxattr(a, "user.kvfs.if-version", b"0")
+    for _ in range(2):
+        expect(errno.ECANCELED, os.rename, a, b)
+    os.close(fd)
+    expect(errno.ECANCELED, os.rename, a, b)
+    equal(get(b), b"there")
+
+
+@case
 def second_replacement_of_an_unpublished_key(m, peer):
     k = m.key("second-own")
     first = os.open(k, WRITE_NEW)
