@@ -780,7 +780,7 @@ take_along(struct model *m, unsigned proc, int from, int to, bool swap)
 	for (unsigned i = 0; i < m->nofds; i++) {
 		struct mofd *o = m->ofds[i];
 
-		o->stranded |= pending_on(o, from) || (swap && pending_on(o, to));
+		o->stranded |= o->kind == MREPL && (o->name == from || (swap && o->name == to));
 		if (o->kind != MREPL || !o->refs || o->cancelled || !own(m, o, proc))
 			continue;
 		if (o->name == from)
