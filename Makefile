@@ -43,7 +43,7 @@ SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-layers,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -81,7 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: model-campaign kill-campaign powercut-campaign check-spin
+.PHONY: model-campaign kill-campaign powercut-campaign check-spin check-kernel
 .PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -176,6 +176,11 @@ check-spin:
 	@scripts/setup spin
 	@tests/spin/check
 
+check-kernel:
+	@scripts/setup build test kernel
+	@$(MAKE) --no-print-directory tests
+	@BUILD='$(BUILD)' scripts/check-kernel
+
 check-layers:
 	@scripts/check-layers
 
@@ -225,6 +230,7 @@ help:
 	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL of the daemon under load, what was acknowledged compared (SEED=n)'
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
 	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
+	@echo 'make check-kernel    a short set of mount tests on the 6.1 kernel of Debian 12, booted in qemu'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'
