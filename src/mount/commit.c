@@ -311,9 +311,12 @@ edit_draft_get(struct rq *r, struct key *k)
 	struct kvfs_mount *m = r->m;
 	struct node *x = k->edit_node;
 
+	int opened = r->flag2 ? r->err : 0; /* how the snap that was waited for could be opened */
+
 	r->err = 0;
 	if (k->edit)
 		return RQ_DONE;
+	r->err = opened;
 	struct mdraft *d = mdraft_new();
 
 	if (!d) {
