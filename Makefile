@@ -43,7 +43,7 @@ SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-layers,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -83,6 +83,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
+.PHONY: model-campaign kill-campaign powercut-campaign check-spin check-kernel
 .PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -180,6 +181,32 @@ check-tsan:
 	@$(MAKE) --no-print-directory SAN=thread BUILD=build-tsan tests
 	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 TEST_TIMEOUT='$(or $(TEST_TIMEOUT),900)' scripts/check
 
+# Campaigns: what `make check` does a little of, for as long as you like.
+SEQUENCES ?= 10000
+model-campaign: tests
+	@TRANSPORTS='$(or $(TRANSPORTS),dev uring)' BUILD='$(BUILD)' TESTS_MATCH=11-model SEQUENCES='$(SEQUENCES)' \
+		SEED='$(or $(SEED),$(shell date +%s))' TEST_TIMEOUT=7200 scripts/check
+
+KILLS ?= 1000
+kill-campaign: tests
+	@TRANSPORTS='$(or $(TRANSPORTS),dev uring)' BUILD='$(BUILD)' TESTS_MATCH=08-sigkill KILLS='$(KILLS)' \
+		SEED='$(or $(SEED),$(shell date +%s))' TEST_TIMEOUT=7200 scripts/check
+
+ROUNDS ?= 40
+CUTS ?= 25
+powercut-campaign: tests
+	@KVFS='$(BUILD)/kvfs' BUILD='$(BUILD)' ROUNDS='$(ROUNDS)' CUTS='$(CUTS)' SEED='$(or $(SEED),$(shell date +%s))' \
+		python3 tests/campaign/powercut.py
+
+check-spin:
+	@scripts/setup spin
+	@tests/spin/check
+
+check-kernel:
+	@scripts/setup build test kernel
+	@$(MAKE) --no-print-directory tests
+	@BUILD='$(BUILD)' scripts/check-kernel
+
 check-layers:
 	@scripts/check-layers
 
@@ -225,6 +252,11 @@ help:
 	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
+	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
+	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL of the daemon under load, what was acknowledged compared (SEED=n)'
+	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
+	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
+	@echo 'make check-kernel    a short set of mount tests on the 6.1 kernel of Debian 12, booted in qemu'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'

@@ -550,6 +550,7 @@ main(int argc, char **argv)
 	}
 	umask(077);
 	(void)signal(SIGPIPE, SIG_IGN);
+	(void)signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of a write, not the end of us */
 	if (!a.cl.foreground && !a.cl.fake) {
 		process_close_inherited();
 		rc = process_fork(&a.ready_fd);

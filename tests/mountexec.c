@@ -108,8 +108,9 @@ read_sendfile(int fd, off_t off, size_t len)
 	int to = memfd_create("got", MFD_CLOEXEC);
 	size_t done = 0;
 	ssize_t n = 0;
+	struct stat st; /* sendfile goes by the size that the kernel knows: programs ask for it first */
 
-	if (to < 0)
+	if (to < 0 || fstat(fd, &st) < 0)
 		return -1;
 	while (done < len && (n = sendfile(to, fd, &off, len - done)) > 0)
 		done += (size_t)n;
@@ -219,7 +220,8 @@ static int64_t
 do_mapwrite(const struct call *c)
 {
 	size_t end = (size_t)c->off + c->len;
-	uint8_t *p = mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, fds[c->slot], 0);
+	struct stat st;
+	uint8_t *p = fstat(fds[c->slot], &st) < 0 ? MAP_FAILED : mmap(NULL, end, PROT_READ | PROT_WRITE, MAP_SHARED, fds[c->slot], 0);
 	int n;
 
 	if (p == MAP_FAILED)
@@ -595,17 +597,22 @@ daemon_stop(struct exec *x)
 	int status = 0;
 
 	for (int i = 0; run_program(argv) != 0; i++) {
-		if (i > 100)
+		if (i > 100) {
+			fprintf(stderr, "fusermount3 -u does not succeed\n");
 			return -1;
+		}
 		sleep_ms(50);
 	}
 	for (int i = 0; i < 3000; i++) {
 		if (waitpid(x->daemon, &status, WNOHANG) > 0) {
 			x->daemon = 0;
+			if (status)
+				fprintf(stderr, "kvfs ended with status %#x\n", (unsigned)status);
 			return status == 0 ? 0 : -1;
 		}
 		sleep_ms(10);
 	}
+	fprintf(stderr, "kvfs is still there 30 s after the unmount\n");
 	return -1;
 }
 

@@ -90,6 +90,11 @@ void model_free(struct model *m);
 bool model_applies(const struct model *m, const struct call *c);
 /** Compare and go on. NULL: right; else what is wrong (valid until the next call). */
 const char *model_check(struct model *m, const struct call *c, const struct result *r);
+/**
+ * A last close is reported late: an empty value that it publishes is promised to an open only. true: before c, make the
+ * open in *first.
+ */
+bool model_settles(const struct model *m, const struct call *c, struct call *first);
 /** The slots of a process that are open, as a bit mask. */
 unsigned model_slots(const struct model *m, unsigned proc);
 

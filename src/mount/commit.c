@@ -117,6 +117,7 @@ published(struct rq *r)
 	m->root_changed = now_ns();
 	if (r->commit.out.version > k->committed)
 		k->committed = r->commit.out.version;
+	h->node->hidden = h->node->hidden && h->node->moved; /* a moved one is never given to anybody */
 	h->node->told = r->commit.out.version; /* its writer's own writes have set the kernel's size */
 	/* Edits are void: the value is a new one. Their handles, if any is still open, go on with it. */
 	if (k->edit) {
@@ -183,6 +184,8 @@ publish_committed(struct rq *r)
 	}
 	d->committing = false;
 	rq_resume_all(&d->waiters);
+	r->turn->publishing--;
+	rq_resume_all(&r->turn->turn_waiters);
 	turn_end_share(r);
 	if (err == STORE_UNCERTAIN)
 		err = -EIO;
@@ -214,6 +217,7 @@ publish_step(struct rq *r)
 		if (turn_share(r, h->key) == RQ_WAIT)
 			return RQ_WAIT;
 		d->committing = true;
+		h->key->publishing++;
 		r->version = d->wgen;
 		publish_fill(r, h, h->key);
 		/* fallthrough */
@@ -307,9 +311,12 @@ edit_draft_get(struct rq *r, struct key *k)
 	struct kvfs_mount *m = r->m;
 	struct node *x = k->edit_node;
 
+	int opened = r->flag2 ? r->err : 0; /* how the snap that was waited for could be opened */
+
 	r->err = 0;
 	if (k->edit)
 		return RQ_DONE;
+	r->err = opened;
 	struct mdraft *d = mdraft_new();
 
 	if (!d) {
@@ -417,6 +424,8 @@ edit_step(struct rq *r)
 		}
 		if (d->committing)
 			return rq_park(r, &d->waiters);
+		if (k->publishing) /* these edits do not know that value: they are void once it is there */
+			return rq_park(r, &k->turn_waiters);
 		if (turn_share(r, k) == RQ_WAIT)
 			return RQ_WAIT;
 		d->committing = true;

@@ -149,6 +149,7 @@ write_replacement(struct rq *r)
 
 	candidate_end(h);
 	h->written = true;
+	h->dying = false;
 	if (h->append)
 		r->off = store_draft_size(r->m->store, d->draft);
 	r->draft = mdraft_ref(d);
@@ -267,8 +268,10 @@ flush_replacement(struct rq *r)
 
 	if (h->cancelled || (h->published && !unpublished))
 		return rq_err(r, 0);
+	h->dying = false;
 	if (!flush_counts(h, r->pid)) {
 		candidate_begin(h);
+		h->dying = proc_killed(r->pid);
 		return rq_err(r, 0);
 	}
 	if (proc_killed(r->pid)) {

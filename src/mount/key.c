@@ -185,6 +185,8 @@ node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 	n->key = key_ref(to);
 	if (from->cur == n)
 		from->cur = NULL;
+	if (from->edit_node == n) /* nobody edits through it: its last editor's release may still be on its way */
+		from->edit_node = NULL;
 	key_put(m, from);
 }
 
@@ -317,12 +319,27 @@ node_find(struct kvfs_mount *m, uint64_t nodeid)
 	return NULL;
 }
 
+struct handle *
+node_own_writer(const struct node *n, pid_t pid)
+{
+	if (!n->writers)
+		return NULL;
+	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
+}
+
 struct node *
 node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
 {
 	struct node *n = node_find(m, nodeid);
 
-	return n && n->moved && !(n->writers && key_own_writer(n->key, pid)) ? NULL : n;
+	return n && n->moved && !n->hidden && !node_own_writer(n, pid) ? NULL : n;
 }
 
 struct node *

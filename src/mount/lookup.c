@@ -29,9 +29,11 @@ lookup_absent(struct rq *r, struct key *k)
 	if (own) {
 		struct store_attr a = k->created;
 
+		struct move *mv = move_find(m, r->pid, k);
+
 		a.ino = k->ino;
 		a.size = store_draft_size(m->store, own->draft->draft);
-		return entry_reply(r, own->node, &a, true);
+		return entry_reply(r, mv && mv->writer ? mv->node : own->node, &a, true);
 	}
 	double t = FOREVER_S;
 
@@ -208,35 +210,19 @@ op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 
 /* ---- GETATTR ---- */
 
-/* A REPL handle on this node whose writer asks: he sees what he has written. */
-static struct handle *
-own_writer_on(struct node *n, pid_t pid)
-{
-	if (!n->writers)
-		return NULL;
-	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
-		struct handle *h = list_entry(l, struct handle, of_key);
-		bool gone;
-
-		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
-			return h;
-	}
-	return NULL;
-}
-
 /*
- * The replacement that a node stands for when nothing is committed under its key: only its writer's path and descriptors
- * of its handle lead there, and those may have been inherited or its name been unlinked (cancelled).
+ * The replacement that a node stands for when nothing is committed under its key. Others than its writer come to a node
+ * that was made for a new key by an inherited descriptor only; its writer also by one whose name was unlinked (cancelled).
  */
 static struct handle *
 pending_writer_on(struct node *n, pid_t pid)
 {
-	struct handle *own = own_writer_on(n, pid);
+	struct handle *own = node_own_writer(n, pid);
 
 	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
 		struct handle *h = list_entry(l, struct handle, of_key);
 
-		if (h->node == n)
+		if (h->node == n && n->hidden)
 			own = h;
 	}
 	return own;
@@ -280,8 +266,8 @@ static enum rq_result
 getattr_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_named(m, r->nodeid, r->pid);
-	struct handle *own;
+	struct handle *own = r->h && r->h->kind == H_REPL ? r->h : NULL; /* asked for by that descriptor */
+	struct node *n = own ? own->node : node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);
@@ -306,7 +292,8 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
+		if (!own)
+			own = r->err == -ENOENT || n->hidden ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -643,20 +630,23 @@ static enum rq_result
 setattr_size(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *n = node_named(m, r->nodeid, r->pid);
+	struct handle *h = r->h && (r->h->kind == H_REPL || r->h->kind == H_EDIT) ? r->h : NULL;
+	struct node *n = h && h->kind == H_REPL ? h->node : node_named(m, r->nodeid, r->pid);
 
 	if (!n)
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 	struct mdraft *d;
-	struct handle *h = r->h && (r->h->kind == H_REPL || r->h->kind == H_EDIT) ? r->h : NULL;
 
 	switch (r->state) {
 	case 0:
+		if (m->cfg.max_value && (uint64_t)r->st.st_size > m->cfg.max_value)
+			return rq_err(r, -EFBIG);
 		if (h && h->kind == H_REPL) {
 			r->draft = mdraft_ref(h->draft);
 			candidate_end(h);
 			h->written = true;
+			h->dying = false;
 		} else {
 			if (r->key)
 				key_put(m, r->key);

@@ -110,6 +110,7 @@ struct key {
 	struct store_attr created; /* attributes of a key that is not in the store yet (pending new key) */
 	uint8_t *created_xattrs;
 	uint32_t created_xattr_size;
+	unsigned publishing;  /* commits of replacements under way: edits are not committed on top of them */
 	bool need_sync;       /* something was committed without a flush since the last one */
 	/* Turns: publications and attribute changes share, unlink and rename exclude. */
 	unsigned sharing;
@@ -130,6 +131,7 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
+	bool hidden;       /* of a new key that is not published yet, or unlinked by its writer: no path of others leads here */
 	bool tainted;      /* two writers at once, or others were told a size meanwhile: what the kernel takes in last is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
@@ -159,6 +161,7 @@ struct handle {
 	/* REPL */
 	struct mdraft *draft;
 	bool flushed, written, published, cancelled;
+	bool dying; /* its last flush came from a process other than its opener that a signal was killing */
 	bool has_if_version;   /* publish only if the key's version is if_version */
 	uint64_t if_version;
 	bool set_expiry;
@@ -312,6 +315,8 @@ struct key *key_check_ino(struct kvfs_mount *m, struct key *k, uint64_t ino);
 struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
 /** The node of a request that came by a name: NULL (ESTALE makes the kernel look again) if that name is wrong by now. */
 struct node *node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid);
+/** The pending replacement on this node that the asking process has opened (he sees what he has written), or NULL. */
+struct handle *node_own_writer(const struct node *n, pid_t pid);
 struct node *node_new(struct kvfs_mount *m, struct key *k);
 /** Free the node if nothing needs it any more. */
 void node_settle(struct kvfs_mount *m, struct node *n);

@@ -52,6 +52,7 @@ cancel_own(struct key *k, pid_t pid)
 			continue;
 		candidate_end(h);
 		h->cancelled = true;
+		h->node->hidden |= h->node->opens == 0 && !h->node->moved; /* only its descriptors lead there when the name is gone */
 		n++;
 	}
 	return n;
@@ -70,6 +71,11 @@ static void
 unlinked(struct kvfs_mount *m, struct key *k)
 {
 	m->root_changed = now_ns();
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct node *n = list_entry(l, struct handle, of_key)->node;
+
+		n->hidden |= n->opens == 0 && !n->moved; /* only descriptors lead there now */
+	}
 	key_detach(m, k);
 }
 
@@ -186,6 +192,29 @@ count_writers(const struct key *k)
 	return n;
 }
 
+/*
+ * The value of k got a new version by being renamed. Its nodes show the same content under it: with the attributes as they
+ * are now, and not as an older value to those who have it open.
+ */
+static void
+renamed_version(struct key *k, uint64_t old, const struct store_attr *now)
+{
+	if (now->version > k->committed)
+		k->committed = now->version;
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->version == old) {
+			n->version = now->version;
+			n->attr = *now;
+		}
+		if (n->told == old)
+			n->told = now->version;
+		if (n->pages == old)
+			n->pages = now->version;
+	}
+}
+
 static int
 swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
 {
@@ -219,6 +248,10 @@ renamed(struct rq *r)
 	int e;
 
 	m->root_changed = now_ns();
+	if (r->rename.to_out.version != r->attr.version)
+		renamed_version(a, r->attr.version, &r->rename.to_out);
+	if ((r->flags & RENAME_EXCHANGE) && r->rename.from_out.version != r->version)
+		renamed_version(b, r->version, &r->rename.from_out);
 	if (r->flags & RENAME_EXCHANGE)
 		return swap_names(m, a, b, r->pid);
 	key_ref(a);
@@ -226,6 +259,11 @@ renamed(struct rq *r)
 	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
 	unsigned of_old = count_writers(a);
 
+	for (struct list *l = b->writers.next; l != &b->writers; l = l->next) {
+		struct node *n = list_entry(l, struct handle, of_key)->node;
+
+		n->hidden |= n->opens == 0 && !n->moved; /* the kernel has given its path to the renamed key */
+	}
 	move_writers(m, b, a, 0, UINT_MAX);
 	b->created = a->created;
 	key_detach(m, b);
@@ -328,12 +366,8 @@ rename_marker(struct rq *r, const uint8_t *blob, uint32_t size)
 static int
 pending_marker(struct rq *r)
 {
-	struct key *k = r->key;
-	int e = rename_marker(r, k->created_xattrs, k->created_xattr_size);
+	int e = rename_marker(r, r->key->created_xattrs, r->key->created_xattr_size);
 
-	if (!e && r->flag)
-		e = xblob_set(k->created_xattrs, &k->created_xattr_size, STORE_XATTR_MAX, XATTR_IF_VERSION,
-			      strlen(XATTR_IF_VERSION), NULL, 0, 0);
 	return e ? e : -ENOENT;
 }
 
@@ -356,6 +390,9 @@ rename_pending(struct rq *r)
 		return rename_end(r, -EEXIST);
 	if (r->flag && (exists ? r->attr.version : 0) != r->version)
 		return rename_end(r, -ECANCELED);
+	if (r->flag) /* it has done its work (what is there can only get smaller) */
+		(void)xblob_set(a->created_xattrs, &a->created_xattr_size, STORE_XATTR_MAX, XATTR_IF_VERSION,
+				strlen(XATTR_IF_VERSION), NULL, 0, 0);
 	if (exists) {
 		b->ino = r->attr.ino;
 		b->created = r->attr;
@@ -372,11 +409,19 @@ rename_pending(struct rq *r)
 	}
 	struct handle *h = key_own_writer(a, r->pid);
 
+	/* Replacements of others that stay behind keep what was set on the name. */
 	for (; h; h = key_own_writer(a, r->pid)) {
 		writer_move(m, h, b);
 		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
 		h->has_if_version = r->flag;
 		h->if_version = r->version;
+	}
+	if (!exists && !list_empty(&a->writers) && b->created_xattr_size) {
+		a->created_xattrs = malloc(STORE_XATTR_MAX);
+		if (!a->created_xattrs)
+			return rename_end(r, -ENOMEM);
+		memcpy(a->created_xattrs, b->created_xattrs, b->created_xattr_size);
+		a->created_xattr_size = b->created_xattr_size;
 	}
 	return rename_end(r, 0);
 }
@@ -440,7 +485,19 @@ rename_step(struct rq *r)
 			r->err = rename_marker(r, r->xattrs, r->xattr_size);
 		if (r->err)
 			return rename_end(r, r->err);
+		if (!(r->flags & RENAME_EXCHANGE))
+			goto submit;
+		/* The other one gets a new version as well: which was it? */
+		r->err = store_stat(m->store, rq_key_name(r, r->name2, r->name2_len), &r->rename.from_out, rq_store(r, 8));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
 		/* fallthrough */
+	case 8:
+		if (r->err)
+			return rename_end(r, r->err);
+		r->version = r->rename.from_out.version;
+		/* fallthrough */
+	submit:
 	case 5:
 		if (rename_submit(r) == RQ_WAIT)
 			return RQ_WAIT;
@@ -476,6 +533,10 @@ op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newpar
 		return;
 	if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE)) {
 		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	if (strcmp(name, newname) == 0) { /* the kernel found it there */
+		fuse_reply_err(req, flags & RENAME_NOREPLACE ? EEXIST : 0);
 		return;
 	}
 	r = rq_new(req, rename_step);

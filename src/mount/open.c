@@ -137,6 +137,7 @@ open_writer(struct rq *r, struct node *n)
 
 		if (!w)
 			return rq_err(r, -ENOMEM);
+		w->hidden = n->hidden;
 		m->counters.moves_writer++;
 		move_add(m, r->pid, k, w, true);
 		return rq_err(r, -ESTALE);
@@ -316,9 +317,9 @@ moved_again(struct rq *r, struct node *n)
 	struct move *mv = move_find(m, r->pid, n->key);
 
 	if (mv && mv->node == n)
-		return true;
-	if (r->state == 0 && !mv && n->writers && key_own_writer(n->key, r->pid))
-		move_add(m, r->pid, n->key, n, true);
+		return n->writers && key_own_writer(n->key, r->pid);
+	if (r->state == 0 && !mv) /* (several threads may come to the same node: it is reserved, not claimed) */
+		move_add(m, r->pid, n->key, n, false);
 	return false;
 }
 
@@ -448,7 +449,7 @@ excl_pending(const struct rq *r, const struct key *k)
 	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
 		const struct handle *h = list_entry(l, struct handle, of_key);
 
-		if (h->excl && !h->cancelled)
+		if (h->excl && !h->cancelled && !h->published)
 			return true;
 	}
 	return false;
@@ -492,6 +493,7 @@ create_writer(struct rq *r, struct key *k)
 	if (!n)
 		return rq_err(r, -ENOMEM);
 	n->nlookup++; /* keeps it until entry_fill has counted the kernel's */
+	n->hidden = !exists;
 	int e = writer_open(r, k, n, &h);
 
 	if (!e) {
@@ -839,7 +841,8 @@ release_step(struct rq *r)
 	handle_arrived(h);
 	if (k && h->took_locks)
 		lockops_release(m, k, h);
-	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
+	m->counters.killed += h->dying;
+	if (h->kind == H_REPL && !h->cancelled && !h->dying && (!h->published || h->draft->cgen != h->draft->wgen)) {
 		publish_at_release(m, h, r->io);
 		return rq_err(r, 0);
 	}

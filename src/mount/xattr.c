@@ -57,6 +57,15 @@ xattr_key(struct rq *r)
 	return r->key;
 }
 
+/* Nothing is committed: is there a replacement pending, and does the caller know of it (not by the name of an expired key)? */
+static bool
+xattr_pending(struct rq *r, struct key *k)
+{
+	const struct node *n = node_find(r->m, r->nodeid);
+
+	return key_has_live_writers(k) && ((n && n->hidden) || key_own_writer(k, r->pid));
+}
+
 /* Common start: stat the key, then load its blob. State 0 and 1; Return: RQ_DONE when r->err, r->attr, r->xattrs are set. */
 static enum rq_result
 xattr_load(struct rq *r)
@@ -90,7 +99,7 @@ xattr_load(struct rq *r)
 			r->err = -ENOMEM;
 			return RQ_DONE;
 		}
-		if (r->err == -ENOENT && (key_has_live_writers(k) || r->nodeid == ROOT_NODEID)) { /* not committed yet */
+		if (r->err == -ENOENT && (r->nodeid == ROOT_NODEID || xattr_pending(r, k))) { /* not committed yet */
 			if (k->created_xattr_size)
 				memcpy(r->xattrs, k->created_xattrs, k->created_xattr_size);
 			r->xattr_size = k->created_xattr_size;
@@ -118,8 +127,8 @@ effective_expiry(struct rq *r)
 {
 	struct handle *own = key_own_writer(r->key, r->pid);
 
-	if (own && own->set_expiry && r->flag2)
-		return own->expires;
+	if (r->flag2) /* only pending: of what was committed before nothing is kept */
+		return own && own->set_expiry ? own->expires : 0;
 	return r->attr.expires;
 }
 

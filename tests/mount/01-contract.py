@@ -628,6 +628,57 @@ def killed_writer_publishes_nothing(m, peer):
 
 
 @case
+def killed_heir_of_a_descriptor_publishes_nothing(m, peer):
+    """The opener has closed its descriptor; the last one is a child's, which is killed."""
+    for name, data in (("heir-written", b"half"), ("heir-empty", b"")):
+        k, ready = m.key(name), os.pipe()
+        put(k, b"old")
+        fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+
+        def heir():
+            if data:
+                os.write(fd, data)
+            os.write(ready[1], b"1")
+            time.sleep(60)
+        pid = child(heir)
+        if data:
+            os.read(ready[0], 1)
+            os.close(fd)
+            # It was published by the opener's close; what comes then is the heir's.
+            equal(peer.get(k), data)
+            put(k, b"old")
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.read(ready[0], 1)
+            os.close(fd)
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        equal(peer.get(k), b"old", "after the kill, " + name)
+        os.close(ready[0])
+        os.close(ready[1])
+
+
+@case
+def inherited_descriptor_of_a_renamed_pending_key(m, peer):
+    a, b = m.key("inherit-ren-a"), m.key("inherit-ren-b")
+    fd = os.open(a, WRITE_NEW)
+    os.write(fd, b"12345")
+    os.rename(a, b)
+    join([child(lambda: equal(os.fstat(fd).st_size, 5, "size seen by a child"))])
+    join([child(os.ftruncate, fd, 4)])
+    os.fsync(fd)
+    peer.os.rename(b, a)
+    join([child(os.ftruncate, fd, 3)])
+    os.close(fd)
+    equal(peer.get(b), b"123")
+    fd = os.open(b, WRITE_NEW)
+    os.unlink(b)
+    join([child(os.ftruncate, fd, 3)])
+    os.close(fd)
+    check(not peer.exists(b), "it has come back")
+
+
+@case
 def killed_threaded_writer_publishes_nothing(m, peer):
     k, ready = m.key("kill-threads"), os.pipe()
     put(k, b"old")
@@ -1094,6 +1145,46 @@ def two_replacements_of_one_process_are_told_apart(m, peer):
     for fd in fds + [reader]:
         os.close(fd)
     equal(get(k), b"22")
+
+
+@case
+def published_put_if_absent_is_not_pending(m, peer):
+    k = m.key("excl-published")
+    first = os.open(k, WRITE_NEW | os.O_EXCL)
+    os.fsync(first)
+    peer.os.unlink(k)
+    second = peer.os.open(k, WRITE_NEW | os.O_EXCL)
+    peer.os.write(second, b"2")
+    peer.os.close(second)
+    os.close(first)
+    equal(get(k), b"2")
+
+
+@case
+def refused_compare_and_swap_of_a_pending_key_stays_one(m, peer):
+    a, b = m.key("mark-a"), m.key("mark-b")
+    put(b, b"there")
+    fd = os.open(a, WRITE_NEW)
+    os.setxattr(a, "user.kvfs.if-version", b"0")
+    for _ in range(2):
+        expect(errno.ECANCELED, os.rename, a, b)
+    os.close(fd)
+    expect(errno.ECANCELED, os.rename, a, b)
+    equal(get(b), b"there")
+
+
+@case
+def second_replacement_of_an_unpublished_key(m, peer):
+    k = m.key("second-own")
+    first = os.open(k, WRITE_NEW)
+    join([child(os.ftruncate, first, 5)])
+    second = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(second, b"second")
+    equal([os.fstat(fd).st_size for fd in (first, second)], [5, 6], "sizes")
+    os.close(second)
+    equal(peer.get(k), b"second")
+    os.close(first)
+    equal(peer.get(k), b"\0" * 5)
 
 
 @case

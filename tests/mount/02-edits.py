@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 import random
 import signal
 import sqlite3
@@ -19,6 +20,34 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lib import *  # noqa: E402,F403
 
 APPEND_NEW = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+
+@case
+def edits_closed_during_a_replacement_do_not_undo_it(m, peer):
+    own = Mount("sync=always")
+    try:
+        k = own.key("void")
+        for n in range(100 if QUICK else 400):
+            put(k, b"old")
+            theirs = peer.os.open(k, os.O_RDWR)
+            peer.os.pwrite(theirs, b"edit %d" % n, 100)
+            fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+            value = b"new %d" % n
+            os.write(fd, value)
+            if n % 2:
+                peer.start("os.close", theirs)
+                os.fsync(fd)
+            else:
+                thread = threading.Thread(target=os.fsync, args=(fd,))
+                thread.start()
+                peer.start("os.close", theirs)
+                thread.join()
+            peer.finish()
+            equal(get(k), value, "after the replacement's fsync, round %d" % n)
+            os.close(fd)
+            equal(peer.get(k), value)
+    finally:
+        own.destroy()
 
 
 @case

@@ -403,6 +403,32 @@ def set_while_a_replacement_is_pending(m, peer, scale):
 
 
 @case
+def attributes_of_an_expired_key_with_a_pending_replacement(m, peer):
+    k = m.key("pending-attrs")
+    put(k, b"old")
+    peer.get(k)
+    fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+    last = set_ttl(k, "100ms")[1]
+    sleep_until(last + GRACE + 0.001)
+    expect(errno.ENOENT, peer.os.setxattr, k, "user.tag", b"v")
+    expect(errno.ENOENT, peer.os.listxattr, k)
+    os.close(fd)
+
+
+@case
+def pending_key_has_no_ttl_of_the_value_before(m, peer):
+    k = m.key("pending-unlinked")
+    put(k, b"old")
+    set_ttl(k, "1000")
+    fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+    peer.os.unlink(k)
+    expect(errno.ENODATA, getx, k, "user.ttl")
+    equal(os.listxattr(k), [], "listxattr")
+    os.close(fd)
+    expect(errno.ENODATA, getx, k, "user.ttl")
+
+
+@case
 def down_time_counts(m, peer):
     for stop in ("unmount", "kill"):
         gone, stays, short_one = m.key("down-gone"), m.key("down-stays"), m.key("down-short")

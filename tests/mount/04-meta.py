@@ -30,6 +30,27 @@ def meta(path):
 
 
 @case
+def attributes_are_current_after_a_rename_with_readers(m, peer):
+    a, b, c = m.key("cur-a"), m.key("cur-b"), m.key("cur-c")
+    put(a, b"value")
+    put(c, b"other")
+    fds = [peer.os.open(a, os.O_RDONLY), peer.os.open(c, os.O_RDONLY)]
+    os.chmod(a, 0o600)
+    os.chmod(c, 0o640)
+    os.rename(a, b)
+    equal(os.stat(b).st_mode & 0o7777, 0o600, "mode after the rename")
+    os.chmod(b, 0o604)
+    equal(peer.os.stat(b).st_mode & 0o7777, 0o604, "mode after a chmod of the new name")
+    equal(peer.os.fstat(fds[0]).st_mode & 0o7777, 0o604, "mode by descriptor")
+    renameat2(b, c, RENAME_EXCHANGE)
+    equal((os.stat(c).st_mode & 0o7777, os.stat(b).st_mode & 0o7777), (0o604, 0o640), "modes after an exchange")
+    os.truncate(b, 2)
+    equal(peer.os.pread(fds[1], 10, 0), b"ot", "an edit of the exchanged key, by descriptor")
+    for fd in fds:
+        peer.os.close(fd)
+
+
+@case
 def modes(m, peer):
     k = m.key("mode")
     old = os.umask(0o027)

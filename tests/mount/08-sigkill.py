@@ -371,17 +371,20 @@ def campaign(options, kills, seed):
         own.destroy()
 
 
-@case(limit=200)
+LIMIT = 200 + 4 * KILLS
+
+
+@case(limit=LIMIT)
 def sync_always():
     campaign("sync=always", KILLS // 3, SEED)
 
 
-@case(limit=200)
+@case(limit=LIMIT)
 def sync_fsync():
     campaign("sync=fsync", KILLS // 3, SEED + 1000)
 
 
-@case(limit=200)
+@case(limit=LIMIT)
 def sync_never_with_small_segments():
     campaign("sync=never,segment_size=1M,checkpoint_interval=4M", KILLS // 3, SEED + 2000)
 

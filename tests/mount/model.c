@@ -195,8 +195,12 @@ make_call(struct model *m, const struct call *c, unsigned i, struct finding *f)
 	struct result r;
 	const char *why;
 
+	struct call first;
+
 	if (!model_applies(m, c))
 		return true;
+	if (model_settles(m, c, &first) && !make_call(m, &first, i, f))
+		return false;
 	calls_made++;
 	f->at = i;
 	f->call = *c;
