@@ -21,7 +21,7 @@ static const struct {
 	double base_ram;          /* RAM, B: program, rings, stacks; scripts/bench threads-10000: daemon_peak_bytes less its keys */
 	double buffers;           /* RAM, B: max_buffers of kvfs.conf, what all open writers may hold */
 	double large_fixed;       /* RAM, B: a value above `inline_max`: its head; scripts/bench --growth: RAM per key */
-	double large_per_chunk;   /* RAM, B: each MiB of it: chunk and extent; the same */
+	double large_per_chunk;   /* RAM, B: each MiB of it, written in pieces of 128 KiB; tests/test_plan */
 	double inline_max;        /* B: values up to this lie in their record; kvfs-format(5) */
 	double record_head;       /* log, B: header and attributes of a PUT; kvfs-format(5) */
 	double data_head;         /* log, B: header of a DATA record, one per MiB; kvfs-format(5) */
@@ -39,8 +39,8 @@ static const struct {
 	.index_per_key = 64,
 	.base_ram = 32e6,
 	.buffers = 256e6,
-	.large_fixed = 200,
-	.large_per_chunk = 100,
+	.large_fixed = 150,
+	.large_per_chunk = 180,
 	.inline_max = 16384,
 	.record_head = 120,
 	.data_head = 64,
@@ -49,7 +49,7 @@ static const struct {
 	.batch = 120,
 	.page = 4096,
 	.checkpoint_entry = 72,
-	.load_keys = 3e6,
+	.load_keys = 4e6,
 	.replay_bytes = 400e6,
 	.disk_bytes = 500e6,
 	.flush_s = 100e-6,
@@ -157,7 +157,7 @@ compute_rates(const struct plan_input *in, struct plan *p)
 	p->get_max = (double)in->cpus / k.get_cpu;
 	p->put_max = (double)in->cpus / k.put_cpu;
 	p->cpu_share = (double)in->get_rate / p->get_max + puts / p->put_max;
-	p->start_clean = (double)in->keys / k.load_keys + checkpoint / k.disk_bytes;
+	p->start_clean = fmax((double)in->keys / k.load_keys, checkpoint / k.disk_bytes);
 	p->start_killed = p->start_clean + (double)in->checkpoint_interval / k.replay_bytes;
 	p->checkpoint_advice = in->checkpoint_interval;
 	if (checkpoint > (double)in->checkpoint_interval)

@@ -259,8 +259,8 @@ def engines(cx, workload, *opts, names="kvfs,rocksdb,lmdb"):
     """kvbench interleaves by itself: one runner, which gives the figures of all engines."""
     def prepare():
         def run():
-            out = cx.kvbench("-e", names, "-n", cx.pick(200000, 1000000, 1000000), "-T", cx.seconds, "-r",
-                             cx.rounds, *opts, workload)
+            out = cx.kvbench("-e", names, "-n", cx.pick(100000, 1000000, 1000000), "-T", cx.seconds, "-r",
+                             cx.pick(3, cx.rounds, cx.rounds), *opts, workload)
             many = {}
             for m in out:
                 if "round" in m:

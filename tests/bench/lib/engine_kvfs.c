@@ -24,6 +24,7 @@ struct kv_ctx {
 	struct io *io;
 	bool ended;
 	int err;
+	unsigned ops; /* since the io was last looked at */
 };
 
 static void
@@ -47,8 +48,12 @@ finish(struct kv_ctx *c, int ret)
 {
 	int rc = 0;
 
-	if (ret != STORE_PENDING)
-		return ret;
+	if (ret != STORE_PENDING) {
+		/* A worker of the mount looks after each request; flushes that this io has taken over must go on. */
+		if (++c->ops % 64 == 0)
+			rc = io_run(c->io, 0);
+		return ret ? ret : rc < 0 ? rc : 0;
+	}
 	while (!c->ended && rc >= 0)
 		rc = io_run(c->io, -1);
 	return rc < 0 ? rc : c->err;
