@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,7 +35,16 @@ struct file {
 	uint64_t alloc; /* bytes allocated, from 0 */
 	unsigned opens;
 	bool linked;
+	char name[64];
 };
+
+/* What a file held before it was deleted or cut: recycled blocks may show it. */
+struct ghost {
+	struct content c;
+	uint64_t rec; /* there from this number of records on */
+};
+
+#define GHOSTS 64u
 
 struct entry {
 	char name[64];
@@ -96,7 +106,10 @@ struct simdisk {
 	uint64_t fail_after, failures;
 	int fail_err, fail_next;
 	bool fail_sticky;
+	char only[32];
 	uint64_t capacity;
+	struct ghost ghost[GHOSTS]; /* a ring */
+	unsigned nghosts;
 };
 
 static struct simdisk *
@@ -229,6 +242,16 @@ content_truncate(struct content *c, uint64_t size)
 	c->size = size;
 }
 
+static void
+ghost_add(struct simdisk *sd, const struct content *c)
+{
+	struct ghost *g = &sd->ghost[sd->nghosts++ % GHOSTS];
+
+	content_free(&g->c);
+	g->c = content_copy(c);
+	g->rec = sd->nrec;
+}
+
 /* ---- directories ---- */
 
 static struct entry *
@@ -296,14 +319,30 @@ record(struct simdisk *sd, enum sim_op op, unsigned file)
 	return r;
 }
 
+static bool
+concerns(const struct simdisk *sd, const char *name)
+{
+	return !sd->only[0] || (name && !strncmp(name, sd->only, strlen(sd->only)));
+}
+
+/* It fails, but leaves its data in the cache. *err becomes what it says. */
+static bool
+is_late(int *err)
+{
+	if (*err >= -5000)
+		return false;
+	*err += 10000;
+	return true;
+}
+
 /* Count the operation; Return: 0, or what it shall say instead (SIM_SHORT: do half). */
 static int
-fault(struct simdisk *sd, enum sim_op op)
+fault(struct simdisk *sd, enum sim_op op, const char *name)
 {
 	int err;
 
 	sd->counts[__builtin_ctz(op)]++;
-	if (!(sd->fail_ops & op) || !sd->fail_after)
+	if (!(sd->fail_ops & op) || !sd->fail_after || !concerns(sd, name))
 		return 0;
 	if (--sd->fail_after)
 		return 0;
@@ -397,7 +436,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 
 	(void)mode;
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_OPEN);
+	ret = fault(sd, SIM_OPEN, name);
 	if (ret < 0)
 		goto out;
 	e = dir_find(&sd->dir, name);
@@ -407,6 +446,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 		ret = -EEXIST;
 	} else if (e) {
 		if (flags & O_TRUNC) {
+			ghost_add(sd, &sd->files[e->file].cur);
 			r = record(sd, SIM_FTRUNCATE, e->file);
 			content_truncate(&sd->files[e->file].cur, 0);
 			sd->files[e->file].alloc = 0;
@@ -420,6 +460,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 		r = record(sd, SIM_OPEN, file);
 		assert(strlen(name) < sizeof(r->name));
 		strcpy(r->name, name);
+		strcpy(sd->files[file].name, name);
 		ret = new_fd(sd, file);
 	}
 out:
@@ -435,8 +476,8 @@ sim_close(struct disk *d, int fd)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_CLOSE);
 	f = file_of(sd, fd, NULL);
+	ret = fault(sd, SIM_CLOSE, f->name);
 	f->opens--;
 	sd->fds[fd - 100000] = -1;
 	if (!f->opens && !f->linked)
@@ -455,8 +496,8 @@ sim_preadv(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, in
 
 	(void)rwf;
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_READ);
 	f = file_of(sd, fd, NULL);
+	ret = fault(sd, SIM_READ, f->name);
 	for (int i = 0; i < n && ret >= 0; i++) {
 		uint64_t len = ret == SIM_SHORT && iov[i].iov_len > 1 ? iov[i].iov_len / 2 : iov[i].iov_len;
 		uint64_t got = content_read(&f->cur, (uint64_t)(off + done), iov[i].iov_base, len);
@@ -495,15 +536,17 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 	struct rec *r;
 	unsigned file;
 	uint8_t *buf;
+	bool late;
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_WRITE);
-	if (ret < 0) {
+	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_WRITE, f->name);
+	late = is_late(&ret);
+	if (ret < 0 && !late) {
 		pthread_mutex_unlock(&sd->lock);
 		return ret;
 	}
-	f = file_of(sd, fd, &file);
 	buf = flatten(iov, n, &len);
 	if (ret == SIM_SHORT && len > 1)
 		len /= 2;
@@ -519,22 +562,25 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 	r->off = (uint64_t)off;
 	r->len = len;
 	r->data = buf;
-	r->dsync = rwf & RWF_DSYNC && !(sd->ignore & SIM_FDATASYNC);
+	r->failed = late;
+	r->dsync = rwf & RWF_DSYNC && !late && !(sd->ignore & SIM_WRITE && concerns(sd, f->name));
 	pthread_mutex_unlock(&sd->lock);
-	return (ssize_t)len;
+	return late ? ret : (ssize_t)len;
 }
 
 static int
 sim_fdatasync(struct disk *d, int fd)
 {
 	struct simdisk *sd = sim_of(d);
+	struct file *f;
 	unsigned file;
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FDATASYNC);
-	(void)file_of(sd, fd, &file);
-	if (ret != -EINTR && ret != -EAGAIN && !(sd->ignore & SIM_FDATASYNC))
+	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FDATASYNC, f->name);
+	(void)is_late(&ret); /* the same here */
+	if (ret != -EINTR && ret != -EAGAIN && !(sd->ignore & SIM_FDATASYNC && concerns(sd, f->name)))
 		record(sd, SIM_FDATASYNC, file)->failed = ret < 0;
 	pthread_mutex_unlock(&sd->lock);
 	return ret < 0 ? ret : 0;
@@ -551,8 +597,8 @@ sim_fallocate(struct disk *d, int fd, int mode, off_t off, off_t len)
 
 	assert(mode == 0);
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FALLOCATE);
 	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FALLOCATE, f->name);
 	old = f->alloc;
 	if (ret >= 0 && grow_alloc(sd, f, end) < end) {
 		f->alloc = old;
@@ -579,9 +625,11 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FTRUNCATE);
 	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FTRUNCATE, f->name);
 	if (ret >= 0) {
+		if ((uint64_t)size < f->cur.size)
+			ghost_add(sd, &f->cur);
 		record(sd, SIM_FTRUNCATE, file)->len = (uint64_t)size;
 		content_truncate(&f->cur, (uint64_t)size);
 		if (f->alloc > ((uint64_t)size + PAGE - 1) / PAGE * PAGE)
@@ -595,6 +643,7 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 static void
 unlink_file(struct simdisk *sd, unsigned file)
 {
+	ghost_add(sd, &sd->files[file].cur);
 	sd->files[file].linked = false;
 	if (!sd->files[file].opens)
 		content_free(&sd->files[file].cur);
@@ -610,7 +659,7 @@ sim_rename(struct disk *d, const char *from, const char *to)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_RENAME);
+	ret = fault(sd, SIM_RENAME, from);
 	e = dir_find(&sd->dir, from);
 	if (ret >= 0 && !e)
 		ret = -ENOENT;
@@ -625,6 +674,7 @@ sim_rename(struct disk *d, const char *from, const char *to)
 			unlink_file(sd, old->file);
 		dir_del(&sd->dir, from);
 		dir_set(&sd->dir, to, file);
+		strcpy(sd->files[file].name, to);
 		ret = 0;
 	}
 	pthread_mutex_unlock(&sd->lock);
@@ -639,7 +689,7 @@ sim_unlink(struct disk *d, const char *name)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_UNLINK);
+	ret = fault(sd, SIM_UNLINK, name);
 	e = dir_find(&sd->dir, name);
 	if (ret >= 0 && !e)
 		ret = -ENOENT;
@@ -660,7 +710,7 @@ sim_fsync_dir(struct disk *d)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FSYNC_DIR);
+	ret = fault(sd, SIM_FSYNC_DIR, NULL);
 	if (ret >= 0 && !(sd->ignore & SIM_FSYNC_DIR))
 		(void)record(sd, SIM_FSYNC_DIR, 0);
 	pthread_mutex_unlock(&sd->lock);
@@ -674,7 +724,7 @@ sim_size(struct disk *d, int fd, uint64_t *size)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_SIZE);
+	ret = fault(sd, SIM_SIZE, file_of(sd, fd, NULL)->name);
 	*size = file_of(sd, fd, NULL)->cur.size;
 	pthread_mutex_unlock(&sd->lock);
 	return ret < 0 ? ret : 0;
@@ -688,7 +738,7 @@ sim_list(struct disk *d, int (*cb)(void *arg, const char *name), void *arg)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_LIST);
+	ret = fault(sd, SIM_LIST, NULL);
 	dir = dir_copy(&sd->dir);
 	pthread_mutex_unlock(&sd->lock);
 	if (ret == SIM_SHORT)
@@ -707,7 +757,7 @@ sim_space(struct disk *d, struct disk_space *out)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_SPACE);
+	ret = fault(sd, SIM_SPACE, NULL);
 	used = used_space(sd);
 	out->total = sd->capacity ? sd->capacity : UINT64_C(1) << 40;
 	out->free = out->avail = out->total > used ? out->total - used : 0;
@@ -739,6 +789,8 @@ sim_destroy(struct disk *d)
 		content_free(&sd->files[i].cur);
 	for (unsigned i = 0; i < sd->nbase; i++)
 		content_free(&sd->base[i]);
+	for (unsigned i = 0; i < GHOSTS; i++)
+		content_free(&sd->ghost[i].c);
 	for (uint64_t i = 0; i < sd->nrec; i++)
 		free(sd->rec[i].data);
 	free(sd->files);
@@ -876,6 +928,7 @@ replay_one(struct simdisk *sd, uint64_t i)
 		for (unsigned k = 0; r->dsync && k < ps->n; k++) /* the size is durable with it */
 			ps->p[k].must |= sd->rec[ps->p[k].rec].op != SIM_WRITE;
 		pend_add(ps, i, r->dsync);
+		ps->p[ps->n - 1].doomed = r->failed;
 		break;
 	case SIM_FALLOCATE:
 	case SIM_FTRUNCATE:
@@ -910,17 +963,54 @@ replay_to(struct simdisk *sd, uint64_t point)
 		replay_one(sd, rp->at++);
 }
 
-/* 512 bytes that were written somewhere once. */
-static const uint8_t *
-stale_sector(const struct simdisk *sd, uint64_t upto, struct lots *l)
+/* What a deleted or cut file had at this place. Return: false if there is none. */
+static bool
+ghost_sector(const struct simdisk *sd, uint64_t off, uint8_t *out, struct lots *l)
 {
-	for (int tries = 0; tries < 8; tries++) {
-		const struct rec *r = &sd->rec[draw(l) % (upto ? upto : 1)];
+	unsigned n = sd->nghosts < GHOSTS ? sd->nghosts : GHOSTS;
 
-		if (upto && r->op == SIM_WRITE && r->len >= SECTOR)
-			return r->data + draw(l) % (r->len / SECTOR) * SECTOR;
+	for (int tries = 0; n && tries < 8; tries++) {
+		const struct ghost *g = &sd->ghost[draw(l) % n];
+
+		if (g->rec < sd->rp.at && off + SECTOR <= g->c.size)
+			return content_read(&g->c, off, out, SECTOR) == SECTOR;
 	}
-	return NULL;
+	return false;
+}
+
+/* 512 bytes that were written somewhere once, by preference at the same offset. */
+static bool
+stale_sector(const struct simdisk *sd, uint64_t off, uint8_t *out, struct lots *l)
+{
+	uint64_t upto = sd->rp.at;
+
+	if (off % SECTOR == 0 && draw(l) % 4 && ghost_sector(sd, off, out, l))
+		return true;
+	for (int tries = 0; upto && tries < 8; tries++) {
+		const struct rec *r = &sd->rec[draw(l) % upto];
+
+		if (r->op == SIM_WRITE && r->len >= SECTOR) {
+			memcpy(out, r->data + draw(l) % (r->len / SECTOR) * SECTOR, SECTOR);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Space that was just allocated: runs of old bytes. */
+static void
+apply_stale_space(struct simdisk *sd, struct content *c, uint64_t from, uint64_t to, struct lots *l)
+{
+	uint8_t old[SECTOR];
+
+	from = (from + SECTOR - 1) / SECTOR * SECTOR;
+	for (unsigned runs = (unsigned)(draw(l) % 4); runs && from + SECTOR <= to; runs--) {
+		uint64_t at = draw(l) % 2 ? from : from + draw(l) % ((to - from) / SECTOR) * SECTOR;
+
+		for (unsigned n = 1 + (unsigned)(draw(l) % 8); n && at + SECTOR <= to; n--, at += SECTOR)
+			if (stale_sector(sd, at, old, l))
+				content_write(c, at, old, SECTOR);
+	}
 }
 
 /* A write that nobody flushed: some sectors of it. */
@@ -934,19 +1024,29 @@ apply_part(struct simdisk *sd, struct content *c, const struct rec *r, uint64_t 
 		return;
 	for (uint64_t at = 0; at < len;) {
 		uint64_t n = SECTOR - (r->off + at) % SECTOR;
-		const uint8_t *old;
+		uint8_t old[SECTOR];
 
 		if (n > len - at)
 			n = len - at;
 		if (whole ? there : draw(l) % 2) {
 			content_write(c, r->off + at, r->data + at, n);
 		} else if (stale && n == SECTOR && draw(l) % 4 == 0) {
-			old = stale_sector(sd, sd->rp.at, l);
-			if (old)
+			if (stale_sector(sd, r->off + at, old, l))
 				content_write(c, r->off + at, old, n);
 		}
 		at += n;
 	}
+}
+
+/* A change of the size that nobody flushed, and that is there. */
+static void
+apply_resize(struct simdisk *sd, struct content *c, const struct rec *r, bool stale, struct lots *l)
+{
+	uint64_t size = c->size;
+
+	apply_rec(c, r, r->len);
+	if (stale && c->size > size)
+		apply_stale_space(sd, c, size, c->size, l);
 }
 
 static struct content
@@ -966,7 +1066,7 @@ crash_content(struct simdisk *sd, unsigned file, uint64_t point, uint64_t cut, e
 		else if (kind == SIM_LOST)
 			continue;
 		else if (r->op != SIM_WRITE && draw(l) % 2)
-			apply_rec(&c, r, r->len);
+			apply_resize(sd, &c, r, kind == SIM_STALE, l);
 		else if (r->op == SIM_WRITE && draw(l) % 4 < bias)
 			apply_rec(&c, r, len);
 		else if (r->op == SIM_WRITE)
@@ -998,6 +1098,7 @@ disk_from(struct dir dir, struct content (*get)(void *arg, unsigned file), void 
 
 		n->files[file].cur = get(arg, dir.e[i].file);
 		n->files[file].linked = true;
+		strcpy(n->files[file].name, dir.e[i].name);
 		n->files[file].alloc = (n->files[file].cur.size + PAGE - 1) / PAGE * PAGE;
 		dir.e[i].file = file;
 	}
@@ -1145,6 +1246,17 @@ simdisk_count(struct disk *d, unsigned ops)
 }
 
 void
+simdisk_only(struct disk *d, const char *prefix)
+{
+	struct simdisk *sd = sim_of(d);
+
+	pthread_mutex_lock(&sd->lock);
+	assert(!prefix || strlen(prefix) < sizeof(sd->only));
+	strcpy(sd->only, prefix ? prefix : "");
+	pthread_mutex_unlock(&sd->lock);
+}
+
+void
 simdisk_ignore(struct disk *d, unsigned ops)
 {
 	struct simdisk *sd = sim_of(d);
@@ -1202,6 +1314,7 @@ simdisk_poke(struct disk *d, const char *name, uint64_t off, const void *buf, si
 		dir_set(&sd->dir, name, file);
 		f = &sd->files[file];
 		f->linked = true;
+		strcpy(f->name, name);
 	}
 	content_write(&f->cur, off, buf, len);
 	return 0;
@@ -1239,6 +1352,44 @@ simdisk_remove(struct disk *d, const char *name)
 	unlink_file(sd, e->file);
 	dir_del(&sd->dir, name);
 	return 0;
+}
+
+void
+simdisk_keep_old(struct disk *d, struct disk *old)
+{
+	struct simdisk *sd = sim_of(d), *so = sim_of(old);
+
+	for (unsigned i = 0; i < so->nfiles; i++)
+		if (so->files[i].cur.size)
+			ghost_add(sd, &so->files[i].cur);
+	for (unsigned i = 0; i < GHOSTS; i++)
+		if (so->ghost[i].c.size)
+			ghost_add(sd, &so->ghost[i].c);
+	for (unsigned i = 0; i < GHOSTS; i++)
+		sd->ghost[i].rec = 0;
+}
+
+void
+simdisk_print(struct disk *d, uint64_t from, uint64_t to)
+{
+	struct simdisk *sd = sim_of(d);
+
+	for (unsigned i = 0; i < sd->base_dir.n; i++)
+		fprintf(stderr, "      - %s, %llu bytes\n", sd->base_dir.e[i].name,
+			(unsigned long long)sd->base[sd->base_dir.e[i].file].size);
+	for (uint64_t i = from; i < to && i < sd->nrec; i++) {
+		static const char *const names[] = { "create", "close", "read", "write", "fdatasync", "fallocate",
+						     "ftruncate", "rename", "unlink", "fsync dir" };
+		const struct rec *r = &sd->rec[i];
+
+		fprintf(stderr, "  %5llu %s %s%s%s", (unsigned long long)i, names[__builtin_ctz(r->op)],
+			r->op == SIM_FSYNC_DIR ? "" : r->name[0] ? r->name : sd->files[r->file].name, r->to[0] ? " to " : "",
+			r->to);
+		if (r->op == SIM_WRITE || r->op == SIM_FALLOCATE || r->op == SIM_FTRUNCATE)
+			fprintf(stderr, " [%llu, %llu)", (unsigned long long)r->off,
+				(unsigned long long)(r->off + r->len));
+		fprintf(stderr, "%s%s\n", r->dsync ? " dsync" : "", r->failed ? " FAILED" : "");
+	}
 }
 
 unsigned
