@@ -580,6 +580,15 @@ absent_in_header(struct recovery *rc, unsigned i)
 	return p ? r : -EIO;
 }
 
+/* A note that one of the lost was retired. (One about a file that is there counts only where the walk finds it.) */
+static int
+note_lost_retired(void *arg, uint32_t id)
+{
+	struct recovery *rc = arg;
+
+	return in_list(rc->lost, rc->nlost, id) ? note_retired(arg, id) : 0;
+}
+
 /* Fill `lost`: what the newest header names, without a file and without a note that it was retired. */
 static int
 find_lost(struct recovery *rc)
@@ -599,7 +608,7 @@ find_lost(struct recovery *rc)
 		if (r)
 			return r;
 		w.pos = rc->f[k].head ? 0 : rc->f[k].h.size;
-		w.retire = note_retired;
+		w.retire = note_lost_retired;
 		w.retire_arg = rc;
 		r = walk_batches(&w);
 		reader_destroy(&w.r);
