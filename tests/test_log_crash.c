@@ -135,6 +135,46 @@ a_retirement_in_the_torn_tail_does_not_count(void **state)
 	env_free(&e);
 }
 
+/*
+ * A segment that was begun and never flushed shows, in recycled space, the beginning of one that an earlier recovery had
+ * deleted as a torn tail. It was taken for a segment under a wrong name, and the store did not open.
+ */
+static void
+a_deleted_tail_in_recycled_space_is_not_a_renamed_segment(void **state)
+{
+	struct env e, c;
+	uint8_t old[8 << 10];
+	uint64_t point = 0;
+	int64_t size;
+
+	(void)state;
+	env_init(&e, simdisk_new());
+	env_open(&e);
+	while (log_tail(e.lg).seg < 3) {
+		(void)put(&e, log_tail(e.lg).seg < 2 ? LOG_DURABLE : LOG_WRITTEN);
+		if (log_tail(e.lg).seg == 2 && !point) {
+			(void)put(&e, LOG_DURABLE);
+			point = simdisk_recorded(e.d);
+		}
+	}
+	(void)put(&e, LOG_WRITTEN);
+	size = (int64_t)log_written_pos(e.lg).off;
+	assert_true(size > 0 && (size_t)size <= sizeof(old));
+	assert_int_equal(simdisk_peek(e.d, "seg-00000003.log", 0, old, (size_t)size), 0);
+	env_init(&c, simdisk_crash(e.d, point, UINT64_MAX, SIM_LOST, 1));
+	env_open(&c);
+	c.number = 500;
+	(void)put(&c, LOG_DURABLE);
+	assert_int_equal(log_tail(c.lg).seg, 2);
+	log_destroy(c.lg);
+	assert_int_equal(simdisk_poke(c.d, "seg-00000009.log", 0, old, (size_t)size), 0);
+	env_open(&c);
+	assert_int_equal(c.damaged + c.gaps, 0);
+	assert_int_equal(log_tail(c.lg).seg, 2);
+	env_free(&c);
+	env_free(&e);
+}
+
 static void
 no_message(void *arg, enum diag_level level, const char *line)
 {
@@ -148,6 +188,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_retirement_in_the_torn_tail_does_not_count),
+		cmocka_unit_test(a_deleted_tail_in_recycled_space_is_not_a_renamed_segment),
 	};
 
 	diag_set_sink(no_message, NULL);
