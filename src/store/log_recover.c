@@ -620,6 +620,48 @@ find_lost(struct recovery *rc)
 	return r;
 }
 
+static int
+first_event(void *arg, const struct log_scan *s)
+{
+	(void)arg;
+	return s->event == SCAN_RECORD ? 1 : 2;
+}
+
+/*
+ * File i holds the header of a segment that is newer than any under its right name. Renamed it is only if the log goes on in
+ * it: its first batch is good, and it follows the end of the segment before. Else recycled space shows a torn tail that an
+ * earlier recovery deleted. Return: 1 yes, 0 no, -errno.
+ */
+static int
+goes_on_under_wrong_name(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct segment as = { .id = f->h.id, .fd = f->s->fd };
+	struct chain c = chain_of_header(&f->h);
+	struct walk w;
+	unsigned k = 0;
+	int r = start_walk(rc, &w, i);
+
+	if (r)
+		return r;
+	w.seg = &as;
+	w.pos = f->h.size;
+	w.chain = c;
+	w.fn = first_event;
+	r = walk_batches(&w);
+	reader_destroy(&w.r);
+	if (r != 1 || !f->h.prev_id)
+		return r < 0 ? r : r == 1;
+	while (k < rc->n && (rc->f[k].head ? rc->f[k].h.id : rc->f[k].id) != f->h.prev_id)
+		k++;
+	if (k == rc->n || f->h.prev_id >= f->h.id)
+		return 0;
+	if (rc->f[k].head) /* that one is under a wrong name, too; ids descend, so this ends */
+		return rc->f[k].head == -EBADF ? goes_on_under_wrong_name(rc, k) : 0;
+	r = chain_at(rc, k, f->h.prev_size, &w.chain);
+	return r ? r : w.chain.known && w.chain.sum == c.sum && w.chain.number == c.number;
+}
+
 /* Files with the header of another segment: renamed ones end the start, old blocks count as a damaged header. */
 static int
 check_misnamed(struct recovery *rc)
@@ -635,8 +677,15 @@ check_misnamed(struct recovery *rc)
 
 		if (rc->f[i].head != -EBADF || is_present(rc, id))
 			continue;
-		if (newest && id < newest && !in_list(rc->lost, rc->nlost, id))
-			continue;
+		if (!in_list(rc->lost, rc->nlost, id)) {
+			int r = newest && id < newest ? 0 : goes_on_under_wrong_name(rc, i);
+
+			if (r <= 0) {
+				if (r)
+					return r;
+				continue;
+			}
+		}
 		segment_name(name, rc->f[i].id);
 		segment_name(other, id);
 		return refuse(rc, -EUCLEAN, "%s is really %s under a wrong name; rename it or move it away", name,
