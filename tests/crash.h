@@ -15,7 +15,9 @@
  * promised and the last one begun. A kill of the process (SIM_EXACT) keeps what was acknowledged in any mode.
  *
  * Everything a run does follows from its workload and seed; an image follows from these, the crash point and its number.
- * Threads: one (crash_threads.c apart). Layer: tests.
+ *   crash_threads.c  the same with several threads and the store's own; not repeatable
+ *
+ * Threads: one, but for that. Layer: tests.
  */
 #ifndef KVFS_TESTS_CRASH_H
 #define KVFS_TESTS_CRASH_H
@@ -23,7 +25,7 @@
 #include "simdisk.h"
 #include "storelib.h"
 
-#define CX_KEYS 12u
+#define CX_KEYS 24u
 #define CX_SHOTS 1500u
 #define CX_WRITERS 3u
 #define CX_FLIGHTS 12u
@@ -45,6 +47,7 @@ struct cx_shot {
 		unsigned key;
 		struct cx_state st;
 	} ch[2];
+	int64_t now;
 	uint64_t begun, acked, durable; /* operations of the disk; UINT64_MAX: never */
 	uint64_t version, ino;          /* the largest given so far */
 	struct cx_state *all;           /* of every key; filled in by cx_seal */
@@ -121,7 +124,6 @@ struct cx_run {
 	uint64_t steps;
 	unsigned depth;       /* in a pause of the engine */
 	uint64_t version, ino; /* the largest given so far */
-	int64_t now_max;
 	bool quiet_warnings;
 	uint64_t point, image; /* what is being looked at */
 	struct disk *image_disk;
@@ -136,6 +138,10 @@ extern const unsigned cx_nworkloads;
 
 /** What happens on a failure, after it was printed; must not return. */
 extern void (*cx_on_fail)(void);
+/** What failed. */
+extern char cx_message[160];
+/** Images looked at so far, if not NULL. */
+extern volatile uint64_t *cx_counter;
 void cx_fail(struct cx_run *r, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
 #define CX_CHECK(r, cond) do { if (!(cond)) cx_fail(r, "line %d: %s", __LINE__, #cond); } while (0)
 
@@ -213,6 +219,11 @@ struct cx_plan {
 uint64_t cx_explore(struct cx_run *r, const struct cx_plan *plan);
 /** One image again. */
 uint64_t cx_image(struct cx_run *r, uint64_t point, uint64_t image, unsigned second);
+
+/* ---- crash_threads.c ---- */
+
+/** Four threads, `ops` operations each, and the store's own threads; then `points` crashes. Return: states looked at. */
+uint64_t cx_threads(uint64_t seed, unsigned ops, unsigned points);
 
 /* ---- crash_plant.c ---- */
 

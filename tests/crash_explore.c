@@ -19,6 +19,8 @@
 
 #define CX_CUT 1000u
 
+volatile uint64_t *cx_counter;
+
 /* One crash. */
 struct image {
 	struct cx_run *r;
@@ -70,15 +72,19 @@ choose(struct image *im, uint64_t point, uint64_t number)
 	cx_bounds(r, point, im->cut == UINT64_MAX, im->kind, &im->from, &im->to);
 }
 
-/* The clock of the machine that comes up: mostly right, sometimes behind, sometimes ahead. */
+/* The clock of the machine that comes up: mostly that of the crash, sometimes behind, sometimes ahead. */
 static int64_t
-clock_after(struct cx_run *r)
+clock_after(struct image *im)
 {
+	struct cx_run *r = im->r;
 	unsigned x = (unsigned)cx_below(r, 10);
+	int64_t then = im->to ? r->shot[im->to].now : r->sl.now;
 
-	if (x < 7)
-		return r->sl.now;
-	return x < 9 ? r->sl.now - (int64_t)cx_below(r, 9000) : r->sl.now + (int64_t)cx_below(r, 9000);
+	if (x < 6)
+		return then;
+	if (x < 8)
+		return then - (int64_t)cx_below(r, 5000);
+	return x < 9 ? then + (int64_t)cx_below(r, 9000) : r->sl.now;
 }
 
 static void
@@ -192,11 +198,13 @@ begin_image(struct image *im, struct cx_run *r, uint64_t point, uint64_t number)
 	r->rng = XXH3_64bits_withSeed(&number, sizeof(number), r->seed * 1000003 + point) | 1;
 	choose(im, point, number);
 	cx_plant_seed(r->rng);
-	open_image(im, simdisk_crash(r->sl.disk, point, im->cut, im->kind, cx_random(r)), &im->sl, clock_after(r));
+	open_image(im, simdisk_crash(r->sl.disk, point, im->cut, im->kind, cx_random(r)), &im->sl, clock_after(im));
 	describe(im, point);
 	r->image_disk = im->sl.disk;
 	im->is = recover(im, &im->sl, im->from, im->to);
 	im->opened = simdisk_recorded(im->sl.disk);
+	if (cx_counter)
+		++*cx_counter;
 }
 
 static void

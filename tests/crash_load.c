@@ -16,41 +16,43 @@ const struct cx_workload cx_workloads[] = {
 	{ .name = "small-puts", .steps = 160, .mode = STORE_ALWAYS, .keys = 12, .writers = 1,
 	  .w = { .put = 80, .remove = 5, .sync = 2, .service = 5, .checkpoint = 1, .kill = 1 } },
 	{ .name = "hot-overwrites", .steps = 170, .mode = STORE_NEVER, .keys = 6, .writers = 2, .interleave = 20,
-	  .w = { .hot = 70, .put = 10, .sync = 4, .service = 4, .compact = 4, .checkpoint = 2, .burst = 5 } },
+	  .w = { .hot = 70, .put = 10, .sync = 4, .service = 4, .compact = 4, .checkpoint = 2, .burst = 5, .kill = 3 } },
 	{ .name = "large-values", .steps = 60, .mode = -1, .keys = 6, .writers = 2, .interleave = 15, .buffers = 64u << 10,
-	  .w = { .big = 30, .put = 10, .edit = 10, .draft = 25, .remove = 5, .compact = 5, .checkpoint = 2, .sync = 3,
+	  .percent = 5,
+	  .w = { .big = 30, .put = 10, .edit = 10, .draft = 30, .remove = 5, .compact = 12, .checkpoint = 2, .sync = 3,
 		 .service = 4, .rename = 4 } },
 	{ .name = "edits", .steps = 120, .mode = -1, .keys = 6, .writers = 2, .interleave = 15,
 	  .w = { .edit = 50, .truncate = 12, .put = 8, .big = 6, .draft = 8, .compact = 4, .checkpoint = 2, .sync = 3,
 		 .service = 3 } },
-	{ .name = "deletes", .steps = 220, .mode = -1, .keys = 8, .writers = 2, .interleave = 30, .percent = 1,
-	  .w = { .put = 30, .fill = 12, .remove = 35, .compact = 8, .checkpoint = 3, .sync = 3, .service = 5, .burst = 3,
+	{ .name = "deletes", .steps = 220, .mode = -1, .keys = 24, .writers = 2, .interleave = 30, .percent = 1, .mixed_sync = true,
+	  .w = { .put = 30, .fill = 14, .remove = 35, .compact = 10, .checkpoint = 3, .sync = 3, .service = 5, .burst = 3,
 		 .restart = 1 } },
-	{ .name = "renames", .steps = 170, .mode = -1, .keys = 8, .writers = 2, .interleave = 25, .percent = 10,
+	{ .name = "renames", .steps = 170, .mode = -1, .keys = 16, .writers = 2, .interleave = 25, .percent = 10,
 	  .w = { .put = 25, .big = 4, .rename = 35, .exchange = 20, .remove = 5, .compact = 5, .checkpoint = 2,
 		 .fill = 3, .service = 3, .sync = 2 } },
-	{ .name = "ttl", .steps = 200, .mode = -1, .keys = 10, .writers = 2, .interleave = 20, .percent = 5,
+	{ .name = "ttl", .steps = 200, .mode = -1, .keys = 20, .writers = 2, .interleave = 20, .percent = 5,
 	  .w = { .put = 25, .ttl = 30, .tick = 25, .expire = 12, .remove = 3, .rename = 4, .compact = 5, .checkpoint = 2,
 		 .fill = 3, .sync = 2, .service = 3, .kill = 1 } },
-	{ .name = "attributes", .steps = 170, .mode = -1, .keys = 8, .writers = 2, .interleave = 20, .percent = 10,
+	{ .name = "attributes", .steps = 170, .mode = -1, .keys = 14, .writers = 2, .interleave = 20, .percent = 10,
 	  .w = { .put = 15, .big = 3, .meta = 60, .edit = 4, .compact = 4, .checkpoint = 3, .sync = 3, .rename = 4,
 		 .service = 3, .fill = 2 } },
-	{ .name = "compaction", .steps = 130, .mode = -1, .keys = 10, .writers = 2, .interleave = 45, .percent = 1,
+	{ .name = "compaction", .steps = 130, .mode = -1, .keys = 24, .writers = 2, .interleave = 45, .percent = 1,
+	  .mixed_sync = true, .buffers = 64u << 10,
 	  .w = { .put = 20, .fill = 20, .big = 6, .hot = 8, .remove = 12, .edit = 5, .draft = 8, .compact = 22,
 		 .checkpoint = 3, .service = 4, .sync = 2, .ttl = 3, .tick = 3 } },
-	{ .name = "checkpoints", .steps = 130, .mode = -1, .keys = 10, .writers = 2, .interleave = 60, .percent = 5,
+	{ .name = "checkpoints", .steps = 130, .mode = -1, .keys = 20, .writers = 2, .interleave = 60, .percent = 5,
 	  .w = { .put = 25, .fill = 8, .big = 4, .remove = 10, .rename = 6, .meta = 6, .edit = 5, .compact = 5,
 		 .checkpoint = 22, .service = 3, .sync = 2, .restart = 2 } },
-	{ .name = "mixed-sync", .steps = 170, .mode = -1, .keys = 8, .writers = 3, .mixed_sync = true, .interleave = 25,
+	{ .name = "mixed-sync", .steps = 170, .mode = -1, .keys = 16, .writers = 3, .mixed_sync = true, .interleave = 25,
 	  .w = { .put = 40, .hot = 10, .edit = 8, .big = 3, .remove = 10, .rename = 6, .meta = 8, .burst = 5, .sync = 3,
 		 .compact = 3, .checkpoint = 2, .service = 4, .draft = 4 } },
-	{ .name = "group-commit", .steps = 90, .mode = STORE_ALWAYS, .keys = 12, .writers = 3, .interleave = 40,
+	{ .name = "group-commit", .steps = 90, .mode = STORE_ALWAYS, .keys = 20, .writers = 3, .interleave = 40,
 	  .w = { .burst = 60, .put = 10, .sync = 3, .compact = 3, .checkpoint = 2, .service = 5, .fill = 2 } },
-	{ .name = "rollover", .steps = 110, .mode = -1, .keys = 6, .writers = 2, .interleave = 20, .percent = 20,
+	{ .name = "rollover", .steps = 110, .mode = -1, .keys = 12, .writers = 2, .interleave = 20, .percent = 20,
 	  .same_size = 3500,
 	  .w = { .fill = 45, .put = 15, .big = 8, .burst = 8, .remove = 5, .compact = 5, .checkpoint = 2, .service = 8,
 		 .sync = 3, .restart = 1 } },
-	{ .name = "restarts", .steps = 150, .mode = -1, .keys = 8, .writers = 2, .interleave = 20, .percent = 5,
+	{ .name = "restarts", .steps = 150, .mode = -1, .keys = 14, .writers = 2, .interleave = 20, .percent = 5,
 	  .same_size = 700,
 	  .w = { .put = 35, .fill = 6, .remove = 8, .edit = 5, .big = 2, .rename = 4, .burst = 4, .compact = 4,
 		 .checkpoint = 2, .service = 3, .restart = 4, .kill = 6, .power = 9 } },
@@ -71,7 +73,8 @@ cx_workload_find(const char *name)
 static unsigned
 any_key(struct cx_run *r)
 {
-	return (unsigned)cx_below(r, r->wl->keys);
+	/* the others change rarely: what compaction finds alive in old segments */
+	return (unsigned)cx_below(r, cx_chance(r, 75) ? (r->wl->keys + 2) / 3 : r->wl->keys);
 }
 
 static size_t
@@ -447,7 +450,7 @@ restart(struct cx_run *r, bool kill)
 
 /* The power fails, and the store goes on with what is left. */
 static void
-power(struct cx_run *r)
+power_cut(struct cx_run *r)
 {
 	enum sim_crash kind = (enum sim_crash)cx_below(r, SIM_NCRASH);
 	struct disk *disk, *old = r->sl.disk;
@@ -478,6 +481,13 @@ power(struct cx_run *r)
 		cx_fail(r, "after a power cut: not a state that may be seen");
 	}
 	cx_adopt(r, i);
+}
+
+static void
+power(struct cx_run *r)
+{
+	if (r->steps < r->wl->steps * 2 / 3) /* then there is something to look at at the end */
+		power_cut(r);
 }
 
 /* ---- steps ---- */
@@ -531,6 +541,8 @@ void
 cx_workload_run(struct cx_run *r)
 {
 	cx_begin(r);
+	for (unsigned i = 0; i < r->wl->keys && r->wl->keys > 8; i++)
+		put(r, i, r->wl->same_size ? r->wl->same_size : 500 + cx_below(r, 5000));
 	while (r->steps < r->wl->steps && r->nshots < CX_SHOTS / 2)
 		cx_step(r);
 	cx_seal(r);

@@ -19,6 +19,7 @@
 #include <xxhash.h>
 
 void (*cx_on_fail)(void) = abort;
+char cx_message[160];
 static char *pool;
 
 /* ---- failing ---- */
@@ -31,8 +32,9 @@ cx_fail(struct cx_run *r, const char *fmt, ...)
 	diag_set_sink(NULL, NULL);
 	fprintf(stderr, "crash: workload %s, seed %" PRIu64 ", step %" PRIu64 ": ", r->wl->name, r->seed, r->steps);
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	(void)vsnprintf(cx_message, sizeof(cx_message), fmt, ap); /* cut if it does not fit */
 	va_end(ap);
+	fprintf(stderr, "%s", cx_message);
 	fprintf(stderr, "\ncrash: %s\ncrash: again: make crash-replay WORKLOAD=%s SEED=%" PRIu64, r->label, r->wl->name,
 		r->seed);
 	if (r->point != UINT64_MAX)
@@ -226,7 +228,7 @@ cx_shot_new(struct cx_run *r, const char *what)
 
 	CX_CHECK(r, r->nshots < CX_SHOTS);
 	r->nshots++;
-	*s = (struct cx_shot){ .what = what, .begun = simdisk_recorded(r->sl.disk), .acked = UINT64_MAX,
+	*s = (struct cx_shot){ .what = what, .now = r->sl.now, .begun = simdisk_recorded(r->sl.disk), .acked = UINT64_MAX,
 			       .durable = UINT64_MAX };
 	return s;
 }

@@ -26,7 +26,6 @@ const struct cx_plant cx_plants[] = {
 	{ "checkpoint-before-log", "the checkpoint is published before the log it speaks of is flushed" },
 	{ "publish-before-flush", "durable commits are acknowledged when they are written" },
 	{ "record-checksum", "records that fail their checksum are loaded" },
-	{ "batch-trailer", "a batch counts although its directory and trailer are bad" },
 	{ "batch-generation", "old batches in recycled space count: segment, place, number and chain are not compared" },
 	{ "batch-atomicity", "the two records of a rename go into two batches" },
 	{ "tombstone-retention", "compaction drops tombstones while older records of the key exist" },
@@ -42,7 +41,7 @@ const struct cx_plant cx_plants[] = {
 const unsigned cx_nplants = sizeof(cx_plants) / sizeof(cx_plants[0]);
 
 static const char *planted;
-static bool in_checkpoint;
+static bool in_checkpoint, in_compaction;
 static uint64_t random_state;
 
 static bool
@@ -134,7 +133,9 @@ __wrap_compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, 
 
 	if (plant("copies-flush"))
 		drop(s->disk, SIM_FDATASYNC | SIM_WRITE, "seg-");
+	in_compaction = true;
 	r = __real_compact_step(s, io, pause, arg);
+	in_compaction = false;
 	if (plant("copies-flush"))
 		drop(s->disk, 0, NULL);
 	return r;
@@ -170,21 +171,22 @@ int __wrap_log_sync_wait(struct log_store *s, struct io *io);
 int
 __wrap_log_sync_wait(struct log_store *s, struct io *io)
 {
-	return plant("checkpoint-before-log") && in_checkpoint ? 0 : __real_log_sync_wait(s, io);
+	if (in_checkpoint ? plant("checkpoint-before-log") : in_compaction && plant("delete-before-note"))
+		return 0;
+	return __real_log_sync_wait(s, io);
 }
 
-struct log_pos __real_log_durable_pos(struct log *lg);
-struct log_pos __wrap_log_durable_pos(struct log *lg);
+int __real_log_segment_retire(struct log *lg, uint32_t seg);
+int __wrap_log_segment_retire(struct log *lg, uint32_t seg);
 
-struct log_pos
-__wrap_log_durable_pos(struct log *lg)
+int
+__wrap_log_segment_retire(struct log *lg, uint32_t seg)
 {
-	struct log_pos pos = __real_log_durable_pos(lg);
+	int r = __real_log_segment_retire(lg, seg);
 
-	/* segment.c asks it before it deletes what was retired, and only has the notes up to there flushed */
-	if (plant("delete-before-note"))
-		pos = log_written_pos(lg);
-	return pos;
+	if (!r && plant("delete-before-note"))
+		segment_set_retired(segment_get(lg, seg), (struct log_pos){ 0 });
+	return r;
 }
 
 /* ---- commits ---- */
@@ -313,8 +315,6 @@ __wrap_batch_header_decode(const uint8_t *buf, uint32_t seg, uint64_t off, uint6
 int
 __wrap_batch_trailer_check(const uint8_t *dir, const struct batch_header *h, uint64_t seed)
 {
-	if (plant("batch-trailer"))
-		return 0;
 	return __real_batch_trailer_check(dir, forged ? &real : h, seed);
 }
 

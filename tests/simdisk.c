@@ -41,7 +41,8 @@ struct file {
 /* What a file held before it was deleted or cut: recycled blocks may show it. */
 struct ghost {
 	struct content c;
-	uint64_t rec; /* there from this number of records on */
+	uint64_t from; /* what lies before this offset was not given back */
+	uint64_t rec;  /* there from this number of records on */
 };
 
 #define GHOSTS 64u
@@ -243,12 +244,13 @@ content_truncate(struct content *c, uint64_t size)
 }
 
 static void
-ghost_add(struct simdisk *sd, const struct content *c)
+ghost_add(struct simdisk *sd, const struct content *c, uint64_t from)
 {
 	struct ghost *g = &sd->ghost[sd->nghosts++ % GHOSTS];
 
 	content_free(&g->c);
 	g->c = content_copy(c);
+	g->from = (from + SECTOR - 1) / SECTOR * SECTOR;
 	g->rec = sd->nrec;
 }
 
@@ -446,7 +448,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 		ret = -EEXIST;
 	} else if (e) {
 		if (flags & O_TRUNC) {
-			ghost_add(sd, &sd->files[e->file].cur);
+			ghost_add(sd, &sd->files[e->file].cur, 0);
 			r = record(sd, SIM_FTRUNCATE, e->file);
 			content_truncate(&sd->files[e->file].cur, 0);
 			sd->files[e->file].alloc = 0;
@@ -629,7 +631,7 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 	ret = fault(sd, SIM_FTRUNCATE, f->name);
 	if (ret >= 0) {
 		if ((uint64_t)size < f->cur.size)
-			ghost_add(sd, &f->cur);
+			ghost_add(sd, &f->cur, (uint64_t)size);
 		record(sd, SIM_FTRUNCATE, file)->len = (uint64_t)size;
 		content_truncate(&f->cur, (uint64_t)size);
 		if (f->alloc > ((uint64_t)size + PAGE - 1) / PAGE * PAGE)
@@ -643,7 +645,7 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 static void
 unlink_file(struct simdisk *sd, unsigned file)
 {
-	ghost_add(sd, &sd->files[file].cur);
+	ghost_add(sd, &sd->files[file].cur, 0);
 	sd->files[file].linked = false;
 	if (!sd->files[file].opens)
 		content_free(&sd->files[file].cur);
@@ -972,7 +974,7 @@ ghost_sector(const struct simdisk *sd, uint64_t off, uint8_t *out, struct lots *
 	for (int tries = 0; n && tries < 8; tries++) {
 		const struct ghost *g = &sd->ghost[draw(l) % n];
 
-		if (g->rec < sd->rp.at && off + SECTOR <= g->c.size)
+		if (g->rec < sd->rp.at && off >= g->from && off + SECTOR <= g->c.size)
 			return content_read(&g->c, off, out, SECTOR) == SECTOR;
 	}
 	return false;
@@ -1359,12 +1361,12 @@ simdisk_keep_old(struct disk *d, struct disk *old)
 {
 	struct simdisk *sd = sim_of(d), *so = sim_of(old);
 
-	for (unsigned i = 0; i < so->nfiles; i++)
-		if (so->files[i].cur.size)
-			ghost_add(sd, &so->files[i].cur);
 	for (unsigned i = 0; i < GHOSTS; i++)
 		if (so->ghost[i].c.size)
-			ghost_add(sd, &so->ghost[i].c);
+			ghost_add(sd, &so->ghost[i].c, so->ghost[i].from);
+	for (unsigned i = 0; i < so->nfiles; i++) /* what a crash took away is free, too */
+		if (so->files[i].linked && !dir_find(&sd->dir, so->files[i].name))
+			ghost_add(sd, &so->files[i].cur, 0);
 	for (unsigned i = 0; i < GHOSTS; i++)
 		sd->ghost[i].rec = 0;
 }
