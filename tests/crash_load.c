@@ -466,7 +466,7 @@ power_cut(struct cx_run *r)
 		return;
 	cx_bounds(r, point, cut == UINT64_MAX, kind, &from, &to);
 	disk = simdisk_crash(old, point, cut, kind, cx_random(r));
-	simdisk_keep_old(disk, old);
+	simdisk_keep_old(disk, old, point);
 	sl_abandon(&r->sl);
 	disk_destroy(old);
 	r->sl.disk = r->sl.cfg.disk = disk;

@@ -1357,18 +1357,20 @@ simdisk_remove(struct disk *d, const char *name)
 }
 
 void
-simdisk_keep_old(struct disk *d, struct disk *old)
+simdisk_keep_old(struct disk *d, struct disk *old, uint64_t point)
 {
-	struct simdisk *sd = sim_of(d), *so = sim_of(old);
+	struct disk *then = simdisk_crash(old, point, UINT64_MAX, SIM_EXACT, 0);
+	struct simdisk *sd = sim_of(d), *so = sim_of(old), *st = sim_of(then);
 
 	for (unsigned i = 0; i < GHOSTS; i++)
-		if (so->ghost[i].c.size)
+		if (so->ghost[i].c.size && so->ghost[i].rec < point)
 			ghost_add(sd, &so->ghost[i].c, so->ghost[i].from);
-	for (unsigned i = 0; i < so->nfiles; i++) /* what a crash took away is free, too */
-		if (so->files[i].linked && !dir_find(&sd->dir, so->files[i].name))
-			ghost_add(sd, &so->files[i].cur, 0);
+	for (unsigned i = 0; i < st->nfiles; i++) /* what the crash took away is free, too */
+		if (!dir_find(&sd->dir, st->files[i].name))
+			ghost_add(sd, &st->files[i].cur, 0);
 	for (unsigned i = 0; i < GHOSTS; i++)
 		sd->ghost[i].rec = 0;
+	disk_destroy(then);
 }
 
 void

@@ -96,8 +96,11 @@ int simdisk_poke(struct disk *d, const char *name, uint64_t off, const void *buf
 int simdisk_remove(struct disk *d, const char *name);
 /** A second disk with the same content, nothing recorded. */
 struct disk *simdisk_copy(struct disk *d);
-/** Let `old`'s contents be what recycled blocks of `d` show (SIM_STALE): `d` is a crash image of it that goes on. */
-void simdisk_keep_old(struct disk *d, struct disk *old);
+/**
+ * Let what `old` had when it crashed after `point` operations be what recycled blocks of `d` show (SIM_STALE): `d` is the
+ * crash image, on which the test goes on.
+ */
+void simdisk_keep_old(struct disk *d, struct disk *old, uint64_t point);
 /** Print recorded operations [from, to) to stderr, and what the disk held before the first. */
 void simdisk_print(struct disk *d, uint64_t from, uint64_t to);
 /** Open descriptors: to find leaks. */
