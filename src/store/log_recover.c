@@ -9,7 +9,8 @@
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
  * 3. What lies behind the end is cut: later segment files are deleted, newest first, then the segment with the end is cut
- *    to length, then everything is flushed, so what was read now is durable and what was cut cannot return. A crash in
+ *    to length, then what is not known to be durable is written once more and everything is flushed, so what was read now is
+ *    durable and what was cut cannot return. A crash in
  *    between finds the same end again. Nothing is cut where something could not be read.
  * 4. The newest segment's header lists the segments that existed when it was begun; REC_RETIRE records since then say which
  *    of them were given up. One that is neither there nor given up is lost, and reported.
@@ -556,6 +557,7 @@ note_retired(void *arg, uint32_t id)
 	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
 }
 
+#define ANEW_CHUNK (1u << 20)
 #define LOST_MAX 4096u /* more are not told one by one */
 
 /* Ids in the header of segment i that have no file. */
@@ -758,14 +760,41 @@ cut_segment(struct recovery *rc, unsigned i, uint64_t last)
 	return 0;
 }
 
+/*
+ * Write the bytes [pos, f->end) as they are once more. They may be what a failed flush has left in the page cache: readable,
+ * and never to be written again by the kernel. A disk that has no room for that leaves them as they are.
+ */
+static int
+write_anew(struct recovery *rc, const struct found *f, uint64_t pos)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	uint8_t *buf = pos < f->end ? malloc(ANEW_CHUNK) : NULL;
+	int r = pos < f->end && !buf ? -ENOMEM : 0;
+
+	while (!r && pos < f->end) {
+		size_t n = f->end - pos < ANEW_CHUNK ? (size_t)(f->end - pos) : ANEW_CHUNK;
+
+		r = disk_pread_full(d, f->s->fd, buf, n, pos);
+		if (!r)
+			r = disk_pwrite_full(d, f->s->fd, buf, n, pos, 0);
+		pos += n;
+	}
+	free(buf);
+	return r == -ENOSPC || r == -EDQUOT ? 0 : r;
+}
+
 static int
 flush_all(struct recovery *rc)
 {
 	struct disk *d = rc->lg->cfg.disk;
+	struct log_pos durable = rc->w.durable;
 	int r = 0;
 
 	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
-		if (rc->f[i].id >= rc->w.durable.seg)
+		if (rc->f[i].id >= durable.seg)
+			r = write_anew(rc, &rc->f[i], rc->f[i].id == durable.seg ? durable.off : 0);
+	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
+		if (rc->f[i].id >= durable.seg)
 			LOG_RETRY(r, d->ops->fdatasync(d, rc->f[i].s->fd));
 	if (!r)
 		LOG_RETRY(r, d->ops->fsync_dir(d));
