@@ -310,8 +310,8 @@ static void
 interruptions_and_short_transfers_are_not_noticed(void **state)
 {
 	(void)state;
-	sweep(SIM_READ | SIM_WRITE | SIM_FALLOCATE, -EINTR, false);
-	sweep(SIM_READ | SIM_WRITE, -EAGAIN, false);
+	sweep(SIM_ANY & ~SIM_CLOSE, -EINTR, false);
+	sweep(SIM_ANY & ~SIM_CLOSE, -EAGAIN, false);
 	sweep(SIM_READ | SIM_WRITE, SIM_SHORT, false);
 }
 
