@@ -44,6 +44,15 @@
 
 #define INDEX_F_GHOST 0x80u /* made ahead of its first commit; nobody may see it */
 
+/* r = call, again while the disk says EINTR or EAGAIN (not without end). */
+#define DISK_RETRY(r, call)                                                                         \
+	do {                                                                                        \
+		int tries_ = 0;                                                                     \
+		do                                                                                  \
+			(r) = (call);                                                               \
+		while (((r) == -EINTR || (r) == -EAGAIN) && tries_++ < 1000);                       \
+	} while (0)
+
 struct log_store;
 struct op;
 struct compaction;
