@@ -382,6 +382,30 @@ the_next_start_writes_anew_what_a_failed_flush_left(void **state)
 	}
 }
 
+/* ENOENT, EEXIST and ECANCELED answer questions about keys; a file system that says them must not be taken for that. */
+static void
+errors_of_the_file_system_are_not_answers_about_keys(void **state)
+{
+	static const int errs[] = { -ENOENT, -EEXIST, -ECANCELED, -ESTALE, -EACCES, -EMFILE };
+	static const unsigned ops[] = { SIM_OPEN, SIM_FALLOCATE };
+	static struct scene s;
+	char why[128];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(errs) / sizeof(errs[0]); i++) {
+		for (size_t k = 0; k < 2; k++) {
+			scene_begin(&s);
+			assert_int_equal(sl_open(&s.sl), 0);
+			simdisk_fail(s.sl.disk, ops[k], 1, errs[i], true);
+			assert_int_equal(sl_put(&s.sl, "a", "one", 3), -EIO);
+			simdisk_heal(s.sl.disk);
+			assert_int_equal(sl_put(&s.sl, "a", "one", 3), 0);
+			assert_int_equal(store_get_health(s.sl.st, why, sizeof(why)), STORE_OK);
+			sl_destroy(&s.sl);
+		}
+	}
+}
+
 static void
 a_full_disk_refuses_and_service_resumes(void **state)
 {
@@ -437,6 +461,7 @@ main(void)
 		cmocka_unit_test(interruptions_and_short_transfers_are_not_noticed),
 		cmocka_unit_test(a_failed_flush_makes_the_store_read_only_until_the_next_start),
 		cmocka_unit_test(the_next_start_writes_anew_what_a_failed_flush_left),
+		cmocka_unit_test(errors_of_the_file_system_are_not_answers_about_keys),
 		cmocka_unit_test(a_full_disk_refuses_and_service_resumes),
 	};
 
