@@ -382,6 +382,29 @@ the_next_start_writes_anew_what_a_failed_flush_left(void **state)
 	}
 }
 
+/* A flush that fails is never tried again as if nothing had happened; nor is it a reason to throw the checkpoint away. */
+static void
+a_flush_that_fails_at_the_start_ends_it(void **state)
+{
+	static const unsigned ops[] = { SIM_FDATASYNC, SIM_FSYNC_DIR };
+	static struct scene s;
+
+	(void)state;
+	for (size_t k = 0; k < 2; k++) {
+		scene_begin(&s);
+		assert_int_equal(sl_open(&s.sl), 0);
+		put(&s, 0);
+		assert_int_equal(sl_close(&s.sl), 0);
+		simdisk_fail(s.sl.disk, ops[k], 1, -EIO, false);
+		assert_int_equal(sl_open(&s.sl), -EIO);
+		assert_true(simdisk_file_size(s.sl.disk, "checkpoint") > 0);
+		simdisk_heal(s.sl.disk);
+		assert_int_equal(sl_open(&s.sl), 0);
+		check_all(&s);
+		sl_destroy(&s.sl);
+	}
+}
+
 /* ENOENT, EEXIST and ECANCELED answer questions about keys; a file system that says them must not be taken for that. */
 static void
 errors_of_the_file_system_are_not_answers_about_keys(void **state)
@@ -461,6 +484,7 @@ main(void)
 		cmocka_unit_test(interruptions_and_short_transfers_are_not_noticed),
 		cmocka_unit_test(a_failed_flush_makes_the_store_read_only_until_the_next_start),
 		cmocka_unit_test(the_next_start_writes_anew_what_a_failed_flush_left),
+		cmocka_unit_test(a_flush_that_fails_at_the_start_ends_it),
 		cmocka_unit_test(errors_of_the_file_system_are_not_answers_about_keys),
 		cmocka_unit_test(a_full_disk_refuses_and_service_resumes),
 	};
