@@ -541,6 +541,7 @@ struct log_store {
 	bool recovering;
 	int64_t *rec_live;            /* by segment id, while recovering */
 	uint32_t rec_live_cap;
+	bool rec_live_failed;         /* no memory for it: the accounts would be too low */
 	uint32_t nsegs_known;         /* while recovering: segment ids are below this */
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */

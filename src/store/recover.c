@@ -563,6 +563,7 @@ start_over(struct log_store *s)
 	free(s->rec_live);
 	s->rec_live = NULL;
 	s->rec_live_cap = 0;
+	s->rec_live_failed = false;
 	s->nbad = 0;
 	s->seq = 0;
 	atomic_store(&s->next_ino, INO_FIRST);
@@ -610,6 +611,8 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		if (!r)
 			r = recover_from(&rc, (struct log_pos){ 0 }, &cut, err, cap);
 	}
+	if (!r && s->rec_live_failed)
+		r = -ENOMEM; /* else compaction would take for dead what is alive */
 	if (!r) {
 		s->st.cut_bytes = cut;
 		if (cut)
