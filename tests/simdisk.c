@@ -1015,15 +1015,25 @@ apply_stale_space(struct simdisk *sd, struct content *c, uint64_t from, uint64_t
 	}
 }
 
+/* Nothing has been written in this place: what lies under it when a write is lost may be anything. */
+static bool
+is_fresh(const struct content *c, uint64_t off)
+{
+	return off >= c->size || off / PAGE >= c->npages || !c->pages[off / PAGE];
+}
+
 /* A write that nobody flushed: some sectors of it. */
 static void
 apply_part(struct simdisk *sd, struct content *c, const struct rec *r, uint64_t len, bool stale, struct lots *l)
 {
+	struct content before = { 0 };
 	bool whole = draw(l) % 2;
 	bool there = draw(l) % 2;
 
 	if (!len)
 		return;
+	if (stale)
+		before = content_copy(c);
 	for (uint64_t at = 0; at < len;) {
 		uint64_t n = SECTOR - (r->off + at) % SECTOR;
 		uint8_t old[SECTOR];
@@ -1032,12 +1042,13 @@ apply_part(struct simdisk *sd, struct content *c, const struct rec *r, uint64_t 
 			n = len - at;
 		if (whole ? there : draw(l) % 2) {
 			content_write(c, r->off + at, r->data + at, n);
-		} else if (stale && n == SECTOR && draw(l) % 4 == 0) {
+		} else if (stale && n == SECTOR && draw(l) % 4 == 0 && is_fresh(&before, r->off + at)) {
 			if (stale_sector(sd, r->off + at, old, l))
 				content_write(c, r->off + at, old, n);
 		}
 		at += n;
 	}
+	content_free(&before);
 }
 
 /* A change of the size that nobody flushed, and that is there. */
