@@ -122,7 +122,7 @@ $(BUILD)/kvfsctl: $(call obj,src/ctl/main.c) $(CTLLIB) $(LIB)
 
 # Functions that a test program puts a wrapper around: planted bugs (tests/crash_plant.c).
 CRASH_WRAP := getrandom log_store_open log_recover compact_step checkpoint_write log_sync_wait log_segment_retire log_append \
-	expire_op record_decode batch_header_decode batch_trailer_check tomb_needed first_segment op_try pinset_add
+	expire_op record_decode batch_header_decode batch_trailer_check tomb_needed first_segment op_try
 $(BUILD)/tests/test_crash: TEST_WRAP := $(CRASH_WRAP:%=-Wl,--wrap=%)
 ALLOC_WRAP := malloc calloc realloc posix_memalign aligned_alloc
 $(BUILD)/tests/test_crash_faults: TEST_WRAP := $(ALLOC_WRAP:%=-Wl,--wrap=%)
