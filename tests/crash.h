@@ -36,6 +36,7 @@
 /* What a key holds. */
 struct cx_state {
 	bool exists;
+	bool vague;    /* the operation failed: what the engine would have said of it is not known */
 	uint64_t data; /* hash of value and xattrs */
 	struct store_attr a;
 };
@@ -70,6 +71,7 @@ enum cx_kind { CX_PUT, CX_EDIT, CX_META, CX_REMOVE, CX_RENAME };
 /* An operation under way. */
 struct cx_flight {
 	bool busy, ended;
+	bool may_fail; /* -EIO and -EROFS are all right */
 	int err, expected, ret;
 	enum cx_kind kind;
 	unsigned shot; /* UINT_MAX: it changes nothing */
@@ -93,7 +95,7 @@ struct cx_draft {
 /* How often each step comes in a workload, out of the sum of the row. */
 struct cx_weights {
 	unsigned put, big, hot, edit, truncate, remove, rename, exchange, meta, ttl, tick, expire, compact, checkpoint, sync,
-		service, burst, draft, restart, kill, power, fill;
+		service, burst, draft, restart, kill, power, fault, fill;
 };
 
 struct cx_workload {
@@ -124,6 +126,7 @@ struct cx_run {
 	uint64_t steps;
 	unsigned depth;       /* in a pause of the engine */
 	uint64_t version, ino; /* the largest given so far */
+	uint64_t first_point;  /* crash points before this one are of another history */
 	bool quiet_warnings;
 	uint64_t point, image; /* what is being looked at */
 	struct disk *image_disk;
@@ -191,8 +194,8 @@ bool cx_is(const struct cx_run *r, const struct cx_state held[CX_KEYS], unsigned
 unsigned cx_which(const struct cx_run *r, const struct cx_state held[CX_KEYS], unsigned from, unsigned to, int64_t now);
 /** Which states may be seen after a crash? */
 void cx_bounds(const struct cx_run *r, uint64_t point, bool whole, enum sim_crash kind, unsigned *from, unsigned *to);
-/** Take over from an image that was opened as r->sl: the model becomes state i, recording begins anew. */
-void cx_adopt(struct cx_run *r, unsigned i);
+/** Take over what was opened as r->sl and holds `held`: the model becomes state i, the history begins anew. */
+void cx_adopt(struct cx_run *r, unsigned i, const struct cx_state held[CX_KEYS]);
 /** Say what differs. */
 void cx_explain(struct cx_run *r, const struct cx_state held[CX_KEYS], unsigned from, unsigned to, int64_t now);
 /** The engine's messages while a run is looked at: errors, and warnings of what cannot have happened, are failures. */

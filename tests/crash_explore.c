@@ -275,7 +275,8 @@ is_write(struct cx_run *r, uint64_t point)
 uint64_t
 cx_explore(struct cx_run *r, const struct cx_plan *plan)
 {
-	uint64_t total = simdisk_recorded(r->sl.disk), n = 0, points = plan->points, seed = r->seed;
+	uint64_t total = simdisk_recorded(r->sl.disk) - r->first_point, n = 0, points = plan->points, seed = r->seed;
+	uint64_t end = r->first_point + total;
 
 	if (!points || points > total)
 		points = total;
@@ -283,11 +284,11 @@ cx_explore(struct cx_run *r, const struct cx_plan *plan)
 		uint64_t lo = i * total / points, hi = (i + 1) * total / points, point;
 
 		r->rng = (seed + i) * UINT64_C(0x9e3779b97f4a7c15) | 1;
-		point = lo + 1 + cx_below(r, hi - lo);
+		point = r->first_point + lo + 1 + cx_below(r, hi - lo);
 		for (unsigned k = 0; k < plan->images; k++)
 			n += cx_image(r, point, k, plan->second);
 		if (plan->cuts && i % (points / plan->cuts + 1) == points / plan->cuts / 2) {
-			while (point < total && !is_write(r, point))
+			while (point < end && !is_write(r, point))
 				point++;
 			if (is_write(r, point))
 				n += explore_cuts(r, point);

@@ -56,6 +56,9 @@ const struct cx_workload cx_workloads[] = {
 	  .same_size = 700,
 	  .w = { .put = 35, .fill = 6, .remove = 8, .edit = 5, .big = 2, .rename = 4, .burst = 4, .compact = 4,
 		 .checkpoint = 2, .service = 3, .restart = 4, .kill = 6, .power = 9 } },
+	{ .name = "failures", .steps = 120, .mode = -1, .keys = 10, .writers = 2, .interleave = 15, .percent = 5,
+	  .w = { .put = 40, .fill = 4, .remove = 8, .edit = 5, .big = 3, .rename = 4, .compact = 3, .checkpoint = 2,
+		 .service = 3, .sync = 3, .restart = 1, .kill = 2, .fault = 9, .power = 2 } },
 };
 const unsigned cx_nworkloads = sizeof(cx_workloads) / sizeof(cx_workloads[0]);
 
@@ -462,7 +465,7 @@ power_cut(struct cx_run *r)
 	drop_drafts(r);
 	if (point && simdisk_recorded_op(old, point - 1, &len) == SIM_WRITE && len && cx_chance(r, 40))
 		cut = cx_below(r, len);
-	if (point < 2)
+	if (point < 2 || point <= r->first_point)
 		return;
 	cx_bounds(r, point, cut == UINT64_MAX, kind, &from, &to);
 	disk = simdisk_crash(old, point, cut, kind, cx_random(r));
@@ -470,6 +473,7 @@ power_cut(struct cx_run *r)
 	sl_abandon(&r->sl);
 	disk_destroy(old);
 	r->sl.disk = r->sl.cfg.disk = disk;
+	r->first_point = 0;
 	snprintf(r->label, sizeof(r->label), "mode %d, in the workload: crash of kind %d after %" PRIu64 " of %" PRIu64
 		 " operations, cut %" PRId64, r->sl.cfg.mode, kind, point, total, (int64_t)cut);
 	CX_CHECK(r, !sl_open(&r->sl));
@@ -480,7 +484,7 @@ power_cut(struct cx_run *r)
 		cx_explain(r, held, from, to, r->sl.now);
 		cx_fail(r, "after a power cut: not a state that may be seen");
 	}
-	cx_adopt(r, i);
+	cx_adopt(r, i, held);
 }
 
 static void
@@ -488,6 +492,67 @@ power(struct cx_run *r)
 {
 	if (r->steps < r->wl->steps * 2 / 3) /* then there is something to look at at the end */
 		power_cut(r);
+}
+
+/* ---- failures ---- */
+
+static void
+failing_put(struct cx_run *r)
+{
+	struct cx_flight *f = cx_flight_new(r, CX_PUT);
+	size_t size = small_size(r);
+	const char *data = cx_bytes(r, size);
+
+	f->may_fail = true;
+	CX_CHECK(r, !store_draft_new(r->sl.st, NULL, &f->d));
+	cx_draft_write(r, f->d, 0, data, size);
+	cx_commit(r, f, any_key(r), data, size, true);
+}
+
+/*
+ * A write or flush of the log fails, with or without its data in the cache; the store is read-only; the daemon is killed and
+ * started again on the same machine, which still has in its cache what the disk has not.
+ */
+static void
+fault(struct cx_run *r)
+{
+	static const int errs[] = { -EIO, SIM_LATE(-EIO), SIM_LATE(-ENOSPC) };
+	struct cx_state held[CX_KEYS];
+	unsigned from, i;
+	char why[200];
+
+	cx_drain(r);
+	drop_drafts(r);
+	from = r->nshots - 1;
+	r->quiet_warnings = true;
+	simdisk_only(r->sl.disk, "seg-");
+	simdisk_fail(r->sl.disk, SIM_WRITE | SIM_FDATASYNC, 1 + cx_below(r, 3), errs[cx_below(r, 3)], false);
+	for (unsigned n = 0; n < 8 && store_get_health(r->sl.st, why, sizeof(why)) == STORE_OK; n++) {
+		struct sl_wait w;
+
+		failing_put(r);
+		if (cx_chance(r, 40))
+			(void)cx_wait(r, &w, store_sync(r->sl.st, sl_req(&r->sl, &w)));
+	}
+	CX_CHECK(r, store_get_health(r->sl.st, why, sizeof(why)) == STORE_FAILED);
+	for (unsigned k = from + 1; k < r->nshots; k++)
+		if (r->shot[k].acked != UINT64_MAX)
+			from = k;
+	simdisk_heal(r->sl.disk);
+	simdisk_only(r->sl.disk, NULL);
+	sl_abandon(&r->sl);
+	r->quiet_warnings = false;
+	CX_CHECK(r, !sl_open(&r->sl));
+	CX_CHECK(r, !live_check(to_ls(r->sl.st)));
+	cx_seal(r);
+	cx_held(r, &r->sl, held);
+	i = cx_which(r, held, from, r->nshots - 1, r->sl.now);
+	if (i == UINT_MAX) {
+		cx_explain(r, held, from, r->nshots - 1, r->sl.now);
+		cx_fail(r, "after a failure of the log and a restart: not a state that may be seen");
+	}
+	cx_adopt(r, i, held);
+	r->first_point = simdisk_recorded(r->sl.disk);
 }
 
 /* ---- steps ---- */
@@ -519,6 +584,7 @@ do_step(struct cx_run *r, unsigned x)
 	STEP(restart, restart(r, false));
 	STEP(kill, restart(r, true));
 	STEP(power, power(r));
+	STEP(fault, r->steps < r->wl->steps * 2 / 3 ? fault(r) : sync_all(r));
 #undef STEP
 	for (unsigned n = 0; n < 6; n++)
 		put(r, any_key(r), r->wl->same_size ? r->wl->same_size : 2000 + cx_below(r, 6000));

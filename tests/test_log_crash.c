@@ -71,11 +71,11 @@ pump(struct env *e)
 }
 
 static struct log_place
-put(struct env *e, enum log_need need)
+put_size(struct env *e, enum log_need need, uint32_t size)
 {
-	char key[16], value[700] = { 0 };
-	struct record r = { .type = REC_PUT, .seq = ++e->number, .version = e->number, .ino = 20, .size = sizeof(value),
-			    .key = key, .klen = 4, .payload = value, .payload_size = sizeof(value) };
+	char key[16], value[4000] = { 0 };
+	struct record r = { .type = REC_PUT, .seq = ++e->number, .version = e->number, .ino = 20, .size = size,
+			    .key = key, .klen = 4, .payload = value, .payload_size = size };
 	struct log_append *a = calloc(1, sizeof(*a));
 	struct log_place place;
 
@@ -88,6 +88,12 @@ put(struct env *e, enum log_need need)
 	assert_int_equal(a->err, 0);
 	free(a);
 	return place;
+}
+
+static struct log_place
+put(struct env *e, enum log_need need)
+{
+	return put_size(e, need, 700);
 }
 
 /*
@@ -175,6 +181,44 @@ a_deleted_tail_in_recycled_space_is_not_a_renamed_segment(void **state)
 	env_free(&e);
 }
 
+/*
+ * A segment that was never flushed vanishes with a crash, the log goes on in the one before it, and the next one, which has the
+ * same id, shows in recycled space the header of the first. It says that the log had left the segment before it where that was
+ * then: what had been written there since, and acknowledged, was ignored.
+ */
+static void
+an_old_header_does_not_cut_the_segment_before_it(void **state)
+{
+	struct env e, c;
+	uint8_t old[512];
+	uint64_t point;
+	unsigned records;
+
+	(void)state;
+	env_init(&e, simdisk_new());
+	env_open(&e);
+	while (log_tail(e.lg).off < 5000)
+		(void)put(&e, LOG_DURABLE);
+	records = (unsigned)e.number;
+	point = simdisk_recorded(e.d);
+	(void)put_size(&e, LOG_WRITTEN, 4000);
+	assert_int_equal(log_tail(e.lg).seg, 2);
+	assert_int_equal(simdisk_peek(e.d, "seg-00000002.log", 0, old, sizeof(old)), 0);
+	env_init(&c, simdisk_crash(e.d, point, UINT64_MAX, SIM_LOST, 1));
+	env_open(&c);
+	assert_int_equal(c.records, records);
+	c.number = 500;
+	(void)put(&c, LOG_DURABLE);
+	assert_int_equal(log_tail(c.lg).seg, 1);
+	log_destroy(c.lg);
+	assert_int_equal(simdisk_poke(c.d, "seg-00000002.log", 0, old, sizeof(old)), 0);
+	env_open(&c);
+	assert_int_equal(c.damaged + c.gaps, 0);
+	assert_int_equal(c.records, records + 1);
+	env_free(&c);
+	env_free(&e);
+}
+
 static void
 no_message(void *arg, enum diag_level level, const char *line)
 {
@@ -189,6 +233,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_retirement_in_the_torn_tail_does_not_count),
 		cmocka_unit_test(a_deleted_tail_in_recycled_space_is_not_a_renamed_segment),
+		cmocka_unit_test(an_old_header_does_not_cut_the_segment_before_it),
 	};
 
 	diag_set_sink(no_message, NULL);
