@@ -149,6 +149,32 @@ open_segment(struct recovery *rc, unsigned i)
 	return r;
 }
 
+/*
+ * The header of segment i says that it follows the segment before where a batch of a later epoch stands there: then it is from
+ * before a crash that took this segment away, after which the log went on in the one before; recycled space shows it.
+ */
+static int
+check_outdated(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct batch_header h;
+	const uint8_t *p;
+	struct walk w;
+	int r;
+
+	if (!i || f->head || f->h.prev_id != rc->f[i - 1].id || f->h.prev_size >= rc->f[i - 1].size)
+		return 0;
+	r = start_walk(rc, &w, i - 1);
+	if (r)
+		return r;
+	p = reader_get(&w.r, f->h.prev_size, BATCH_HEADER_SIZE);
+	if (p && !batch_header_decode(p, rc->f[i - 1].id, f->h.prev_size, rc->lg->seed, &h) && h.epoch > f->h.epoch &&
+	    h.number == f->h.first_batch && h.prev_sum == f->h.prev_sum)
+		f->head = -EIO;
+	reader_destroy(&w.r);
+	return 0;
+}
+
 static int
 open_all(struct recovery *rc)
 {
@@ -165,6 +191,11 @@ open_all(struct recovery *rc)
 		qsort(rc->f, rc->n, sizeof(*rc->f), compare_found);
 	for (unsigned i = 0; i < rc->n; i++) {
 		r = open_segment(rc, i);
+		if (r)
+			return r;
+	}
+	for (unsigned i = 0; i < rc->n; i++) {
+		r = check_outdated(rc, i);
 		if (r)
 			return r;
 	}
