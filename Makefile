@@ -81,7 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
+.PHONY: all run check check-planted crash-campaign crash-replay check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -151,6 +151,19 @@ check:
 	@$(MAKE) --no-print-directory tests
 	@BUILD='$(BUILD)' scripts/check
 
+# Planted bugs: which of them the crash explorer finds.
+check-planted: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --planted
+
+# Power cuts: 15 workloads x SEEDS x POINTS crash points x IMAGES, from seed SEED on, in JOBS processes.
+crash-campaign: $(BUILD)/tests/test_crash
+	@KVFS_CRASH_SEED='$(SEED)' KVFS_CRASH_JOBS='$(JOBS)' $(BUILD)/tests/test_crash --campaign $(or $(SEEDS),20) \
+		$(or $(POINTS),500) $(or $(IMAGES),6)
+
+# One of them again: WORKLOAD SEED [POINT IMAGE]; CX_VERBOSE=1 shows what the engine says and the disk was asked to do.
+crash-replay: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --replay '$(or $(WORKLOAD),small-puts)' '$(or $(SEED),1)' $(POINT) $(IMAGE)
+
 check-asan:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory SAN=address BUILD=build-asan tests
@@ -204,6 +217,9 @@ help:
 	@echo 'make                 build/kvfs and build/kvfsctl'
 	@echo 'make run             install what is missing, build, mount at MNT=$(MNT) with DATA=$(DATA)'
 	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
+	@echo 'make check-planted   plant bugs in the store, one after the other: the crash explorer must find each'
+	@echo 'make crash-campaign  power cuts by the hundred thousand on a simulated disk (SEED, SEEDS=20 POINTS=500 IMAGES=6 JOBS=2)'
+	@echo 'make crash-replay    one of them again: WORKLOAD=name SEED=n [POINT=n IMAGE=n]'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
