@@ -549,6 +549,7 @@ run(struct scene *s)
 		else
 			check_all(s, "in the running store");
 		check_power_cut(s, "after a power cut");
+		log_kick(to_ls(s->sl.st)->lg, s->sl.io); /* what is in the log and nobody waits for frees itself */
 		sl_abandon(&s->sl);
 	}
 	armed = false;
