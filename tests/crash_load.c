@@ -351,7 +351,7 @@ compact(struct cx_run *r)
 {
 	int err;
 
-	cx_drain(r);
+	expire(r); /* it would delete what has expired; the model has to know when */
 	do
 		err = compact_step(to_ls(r->sl.st), r->io[0], pause_compaction, r);
 	while (err == 1 && cx_chance(r, 85) && r->nshots < CX_SHOTS * 3 / 4);

@@ -159,38 +159,41 @@ replay_to(struct simdisk *sd, uint64_t point)
 		replay_one(sd, rp->at++);
 }
 
-/* What a deleted or cut file had at this place. Return: false if there is none. */
+/* What a deleted or cut file had at this place, or anywhere. Return: false if there is none. */
 static bool
-ghost_sector(const struct simdisk *sd, uint64_t off, uint8_t *out, struct lots *l)
+ghost_sector(const struct simdisk *sd, uint64_t off, bool same_place, uint8_t *out, struct lots *l)
 {
 	unsigned n = sd->nghosts < GHOSTS ? sd->nghosts : GHOSTS;
 
 	for (int tries = 0; n && tries < 8; tries++) {
 		const struct ghost *g = &sd->ghost[draw(l) % n];
 
-		if (g->rec < sd->rp.at && off >= g->from && off + SECTOR <= g->c.size)
+		if (g->rec >= sd->rp.at || g->c.size < g->from + SECTOR)
+			continue;
+		if (!same_place)
+			off = g->from + draw(l) % ((g->c.size - g->from) / SECTOR) * SECTOR;
+		if (off >= g->from && off + SECTOR <= g->c.size)
 			return content_read(&g->c, off, out, SECTOR) == SECTOR;
 	}
 	return false;
 }
 
-/* 512 bytes that were written somewhere once, by preference at the same offset. */
+/* 512 bytes that were in this place of the disk once: by preference at the same offset of a file that is gone, or garbage. */
 static bool
 stale_sector(const struct simdisk *sd, uint64_t off, uint8_t *out, struct lots *l)
 {
-	uint64_t upto = sd->rp.at;
+	uint64_t kind = draw(l) % 8;
 
-	if (off % SECTOR == 0 && draw(l) % 4 && ghost_sector(sd, off, out, l))
+	if (off % SECTOR == 0 && kind < 5 && ghost_sector(sd, off, true, out, l))
 		return true;
-	for (int tries = 0; upto && tries < 8; tries++) {
-		const struct rec *r = &sd->rec[draw(l) % upto];
+	if (kind < 7 && ghost_sector(sd, off, false, out, l))
+		return true;
+	for (unsigned i = 0; i < SECTOR; i += 8) {
+		uint64_t x = draw(l);
 
-		if (r->op == SIM_WRITE && r->len >= SECTOR) {
-			memcpy(out, r->data + draw(l) % (r->len / SECTOR) * SECTOR, SECTOR);
-			return true;
-		}
+		memcpy(out + i, &x, 8);
 	}
-	return false;
+	return true;
 }
 
 /* Space that was just allocated: runs of old bytes. */
