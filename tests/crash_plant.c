@@ -155,6 +155,8 @@ __wrap_compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, 
 	uint32_t cap = 0;
 	int r;
 
+	if (!planted)
+		return __real_compact_step(s, io, pause, arg);
 	if (plant("copies-flush"))
 		drop(s->disk, SIM_FDATASYNC | SIM_WRITE, "seg-");
 	if (plant("data-pins"))
@@ -175,9 +177,13 @@ int __wrap_checkpoint_write(struct log_store *s, struct io *io, void (*pause)(vo
 int
 __wrap_checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg)
 {
-	uint64_t seq = s->seq, ino = atomic_load(&s->next_ino);
+	uint64_t seq, ino;
 	int r;
 
+	if (!planted)
+		return __real_checkpoint_write(s, io, pause, arg);
+	seq = s->seq;
+	ino = atomic_load(&s->next_ino);
 	if (plant("counters")) {
 		s->seq = 1;
 		atomic_store(&s->next_ino, INO_FIRST);
