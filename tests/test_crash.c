@@ -4,7 +4,8 @@
  *
  *   test_crash                                     the tests of `make check`
  *   test_crash --campaign [seeds [points [images]]]  every workload; KVFS_CRASH_JOBS processes (2)
- *   test_crash --replay WORKLOAD SEED [POINT IMAGE]  CX_VERBOSE=1 shows the engine's messages
+ *   test_crash --replay WORKLOAD SEED [POINT IMAGE]  CX_VERBOSE=1 shows the engine's messages, CX_PLANT=name plants a bug;
+ *                                                  the workload "threads" is not repeatable to the byte
  *   test_crash --planted                           every planted bug: which are caught, and after how many states
  *
  * KVFS_CRASH_SEED: the first seed (1). Layer: tests.
@@ -286,12 +287,12 @@ replay(int argc, char **argv)
 		return 2;
 	}
 	cx_on_fail = stop_replay;
+	cx_plant_set(getenv("CX_PLANT"));
 	if (!strcmp(argv[2], "threads")) {
 		n = cx_threads(strtoull(argv[3], NULL, 10), 200, 1000);
 		printf("%" PRIu64 " states after a crash: all as they may be\n", n);
 		return 0;
 	}
-	cx_plant_set(getenv("CX_PLANT"));
 	cx_init(&r, wl, strtoull(argv[3], NULL, 10));
 	cx_workload_run(&r);
 	store_get_stats(r.sl.st, &st);
