@@ -484,7 +484,7 @@ begin_next(struct recovery *rc, unsigned i)
 {
 	struct found *f = &rc->f[i];
 	struct chain *c = &rc->w.chain;
-	uint64_t start;
+	uint64_t start = 0;
 	int r;
 
 	if (f->head) {
