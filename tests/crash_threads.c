@@ -274,13 +274,15 @@ hold(struct client *all, struct sl *sl, uint64_t held[CLIENTS][OWN])
 }
 
 static void
-compare(struct client *c, const uint64_t held[OWN], uint64_t point, enum sim_crash kind)
+compare(struct client *c, const uint64_t held[OWN], uint64_t point, bool whole, enum sim_crash kind)
 {
+	uint64_t sure = whole ? point : point - 1;
+
 	c->from = c->to = 0;
 	for (unsigned i = 1; i < c->nshots; i++) {
 		const struct tshot *s = &c->shot[i];
 
-		if ((kind == SIM_EXACT ? s->acked : s->durable) <= point)
+		if ((kind == SIM_EXACT ? s->acked : s->durable) <= sure)
 			c->from = i;
 		if (s->begun <= point)
 			c->to = i;
@@ -313,7 +315,7 @@ prefix(struct client *all)
 }
 
 static void
-look(struct client *all, struct disk *disk, uint64_t point, enum sim_crash kind, bool rebuild)
+look(struct client *all, struct disk *disk, uint64_t point, bool whole, enum sim_crash kind, bool rebuild)
 {
 	uint64_t held[CLIENTS][OWN];
 	struct sl sl;
@@ -327,7 +329,7 @@ look(struct client *all, struct disk *disk, uint64_t point, enum sim_crash kind,
 	NEED(all, !live_check(to_ls(sl.st)));
 	hold(all, &sl, held);
 	for (unsigned i = 0; i < CLIENTS; i++)
-		compare(&all[i], held[i], point, kind);
+		compare(&all[i], held[i], point, whole, kind);
 	prefix(all);
 	sl_abandon(&sl);
 	sl_destroy(&sl);
@@ -392,11 +394,16 @@ cx_threads(uint64_t seed, unsigned ops, unsigned points)
 		uint64_t point = 1 + (total - 1) * i / points + cx_below(r, total / points + 1);
 		enum sim_crash kind = i % 2 ? SIM_EXACT : (enum sim_crash)(i / 2 % SIM_NCRASH);
 
+		uint64_t len = 0, cut = UINT64_MAX;
+
 		if (point > total)
 			point = total;
+		if (i % 4 == 1 && simdisk_recorded_op(r->sl.disk, point - 1, &len) == SIM_WRITE && len)
+			cut = cx_below(r, len); /* killed in the middle of a write */
 		snprintf(r->label, sizeof(r->label), "mode %d, segments of %" PRIu64 ", crash of kind %d after %" PRIu64
-			 " of %" PRIu64, r->sl.cfg.mode, r->sl.cfg.segment_size, kind, point, total);
-		look(all, simdisk_crash(r->sl.disk, point, UINT64_MAX, kind, cx_random(r)), point, kind,
+			 " of %" PRIu64 ", cut %" PRId64, r->sl.cfg.mode, r->sl.cfg.segment_size, kind, point, total,
+			 (int64_t)cut);
+		look(all, simdisk_crash(r->sl.disk, point, cut, kind, cx_random(r)), point, cut == UINT64_MAX, kind,
 		     cx_chance(r, 10));
 	}
 	for (unsigned i = 0; i < CLIENTS; i++) {
