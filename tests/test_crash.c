@@ -27,7 +27,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define CHECK_SEEDS 3u
+#define CHECK_SEEDS 2u
 #define CHECK_POINTS 90u
 #define SECOND 25u
 
