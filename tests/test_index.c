@@ -522,6 +522,71 @@ reserve_makes_room_without_splits(void **state)
 	index_destroy(ix);
 }
 
+struct sorted {
+	uint64_t hash;
+	uint32_t n;
+};
+
+static int
+by_hash(const void *a, const void *b)
+{
+	const struct sorted *x = a, *y = b;
+
+	return x->hash < y->hash ? -1 : x->hash > y->hash;
+}
+
+/* Two loaders take turns with runs of a sorted list, as two threads would. */
+static void
+loading_sorted_runs_equals_inserting(void **state)
+{
+	static const uint64_t said[] = { 30000, 5, 200000 }; /* how many keys were announced: right, too few, too many */
+	static struct sorted list[30000];
+	const uint32_t n = 30000;
+
+	(void)state;
+	for (size_t round = 0; round < 3; round++) {
+		struct index *ix = make_index();
+		struct index_loader *l[2];
+
+		for (uint32_t i = 0; i < n; i++)
+			list[i] = (struct sorted){ index_hash(ix, (char *)&i, 4), i };
+		qsort(list, n, sizeof(list[0]), by_hash);
+		assert_int_equal(index_load_begin(ix, said[round]), 0);
+		l[0] = index_loader_create(ix);
+		l[1] = index_loader_create(ix);
+		for (uint32_t i = 0, turn = 0, k; i < n; i = k, turn++) {
+			k = i + 1 + turn % 700 < n ? i + 1 + turn % 700 : n;
+			index_load_run(l[turn % 2], list[i].hash, list[k - 1].hash);
+			for (uint32_t j = i; j < k; j++) {
+				bool extra = list[j].n % 3 == 0;
+				struct index_entry *e;
+
+				e = index_load_add(l[turn % 2], (char *)&list[j].n, 4, list[j].hash, extra);
+				assert_non_null(e);
+				e->seq = list[j].n;
+				if (extra)
+					index_extra(e)->version = list[j].n + 1;
+			}
+		}
+		assert_int_equal(index_load_end(ix, l, 2), 0);
+		assert_int_equal(index_count(ix), n);
+		assert_int_equal(index_check(ix), 0);
+		for (uint32_t i = 0; i < n; i++) {
+			struct index_entry *e = index_find(ix, (char *)&i, 4, index_hash(ix, (char *)&i, 4));
+
+			assert_non_null(e);
+			assert_int_equal(e->seq, i);
+			assert_int_equal(index_extra(e) ? index_extra(e)->version : 0, i % 3 == 0 ? i + 1 : 0);
+			if (i % 2)
+				index_remove(ix, e);
+		}
+		for (uint32_t i = n; i < 2 * n; i++)
+			assert_non_null(index_insert(ix, (char *)&i, 4, index_hash(ix, (char *)&i, 4)));
+		assert_int_equal(index_check(ix), 0);
+		index_destroy(ix);
+	}
+}
+
 static void
 allocation_failure_changes_nothing(void **state)
 {
@@ -752,6 +817,7 @@ main(void)
 		cmocka_unit_test(takes_at_most_64_bytes_per_key_beside_the_key),
 		cmocka_unit_test(memory_of_removed_keys_is_used_again_or_given_back),
 		cmocka_unit_test(reserve_makes_room_without_splits),
+		cmocka_unit_test(loading_sorted_runs_equals_inserting),
 		cmocka_unit_test(allocation_failure_changes_nothing),
 		cmocka_unit_test(extra_survives_a_move_and_an_entry_stays_after_a_drop),
 		cmocka_unit_test(expiry_comes_in_order),

@@ -375,6 +375,13 @@ index_extra(const struct index_entry *e)
 	return x;
 }
 
+void
+index_extra_attach(struct index_entry *e, struct index_extra *x)
+{
+	memcpy(extra_place(e), &x, sizeof(x));
+	index_set_flags(e, index_flags(e) | INDEX_F_EXTRA);
+}
+
 /* The same entry in memory with room for the extra's pointer; its slot is changed. Return: it, or NULL. */
 static struct index_entry *
 entry_move(struct index *ix, struct index_entry *e)
@@ -416,8 +423,7 @@ index_extra_add(struct index *ix, struct index_entry **e)
 	x->version = to->seq;
 	x->atime = to->mtime;
 	x->ctime = to->mtime;
-	memcpy(extra_place(to), &x, sizeof(x));
-	index_set_flags(to, index_flags(to) | INDEX_F_EXTRA);
+	index_extra_attach(to, x);
 	*e = to;
 	return x;
 }

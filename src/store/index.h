@@ -63,6 +63,25 @@ void index_remove(struct index *ix, struct index_entry *e);
 /** Prepare for n keys in all: no splits up to there (start-up). Return: 0 or -ENOMEM. */
 int index_reserve(struct index *ix, uint64_t n);
 
+/* ---- filling an empty index from a list sorted by hash, by several threads (index_load.c) ---- */
+
+struct index_loader;
+
+/** Make the buckets for n keys in the empty index. Return: 0 or -ENOMEM. */
+int index_load_begin(struct index *ix, uint64_t n);
+/** One per thread. Return: it, or NULL (no memory). */
+struct index_loader *index_loader_create(struct index *ix);
+/** A run of keys follows, all with first <= hash <= last. No other thread may ever have a run that overlaps it. */
+void index_load_run(struct index_loader *l, uint64_t first, uint64_t last);
+void index_load_prefetch(const struct index_loader *l, uint64_t hash);
+/**
+ * Add a key of the run that is not there. @extra: with an extra (all zero). Return: the entry, as from index_insert;
+ * NULL: no memory.
+ */
+struct index_entry *index_load_add(struct index_loader *l, const char *key, uint32_t len, uint64_t hash, bool extra);
+/** All threads are done: take over and free their loaders. On an error the index is only good for index_destroy. */
+int index_load_end(struct index *ix, struct index_loader **loader, unsigned n);
+
 uint64_t index_count(const struct index *ix);
 /** Bytes of RAM: table, slab (keys apart), expiry heap, owners; and the keys. O(1). */
 void index_memory(const struct index *ix, uint64_t *table_and_entries, uint64_t *keys);

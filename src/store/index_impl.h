@@ -168,6 +168,8 @@ entry_size(uint32_t klen, bool extra)
 
 /** Have the region of buckets in memory. 0 or -ENOMEM. */
 int index_region_map(struct index *ix, unsigned r);
+/** Give an entry that has room for it its extra. */
+void index_extra_attach(struct index_entry *e, struct index_extra *x);
 /** Take an entry out of the expiry heap. */
 void index_heap_remove(struct index *ix, struct index_extra *x);
 int index_owners_grow(struct owners *o);

@@ -467,8 +467,11 @@ void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t
 int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
 		  struct large **spare, bool *ghost);
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
-/** Install a state from a checkpoint, where each key is once; takes over st->value. 0 or -ENOMEM. */
-int state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st);
+/**
+ * Complete an entry that was loaded from a checkpoint with an extra: `st` says the rest, but for the deadline. Takes over
+ * st->value. Several threads may load, but only one at a time may be in here. 0 or -ENOMEM.
+ */
+int state_load_extra(struct log_store *s, struct index_entry *e, struct kstate *st);
 struct large *large_find(struct log_store *s, const struct index_entry *e);
 /** Begin anew with a full record; add a delta. */
 void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
@@ -579,6 +582,8 @@ int store_recover(struct log_store *s, char *err, size_t cap);
  * them). Return: 0; -ENOENT none; another error: unusable, the index is to be emptied.
  */
 int checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing);
+/** The checksum of a block of it. */
+uint64_t checkpoint_sum(const struct log_store *s, const uint8_t *block, size_t size);
 /** Delete a checkpoint that was not used: the next start must not use it either. 0 or -errno. */
 int checkpoint_forget(struct log_store *s);
 /** Create and free the index and the log; used again when a checkpoint turns out to be unusable. */
