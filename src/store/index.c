@@ -461,6 +461,23 @@ index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash)
 	return NULL;
 }
 
+void
+index_prefetch(const struct index *ix, uint64_t hash)
+{
+	__builtin_prefetch(bucket_at(ix, bucket_of(ix, hash)), 1);
+}
+
+void
+index_prefetch_entry(const struct index *ix, uint64_t hash)
+{
+	const struct bucket *b = bucket_at(ix, bucket_of(ix, hash));
+	uint64_t tag = tag_of(hash);
+
+	for (unsigned i = 0; i < SLOTS && b->slot[i]; i++)
+		if (b->slot[i] >> TAG_SHIFT == tag)
+			__builtin_prefetch(slot_entry(b->slot[i]), 1);
+}
+
 struct index_entry *
 index_insert(struct index *ix, const char *key, uint32_t len, uint64_t hash)
 {

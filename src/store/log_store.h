@@ -577,6 +577,17 @@ void expired_note(struct log_store *s, const struct pend *p);
 /* ---- recovery, checkpoint, compaction, background ---- */
 
 int store_recover(struct log_store *s, char *err, size_t cap);
+
+/* Events of a scan are applied in order by another thread, in groups (recover_queue.c). */
+struct recover_queue;
+/** `hash`: index_hash of the record's key, 0: it has none. 0 or -errno: stop. */
+typedef int (*recover_fn)(void *arg, const struct log_scan *sc, uint64_t hash);
+/** NULL: no memory. */
+struct recover_queue *recover_queue_create(struct index *ix, recover_fn fn, void *arg);
+/** 0, or an error of `fn` for an earlier event. */
+int recover_queue_add(struct recover_queue *q, const struct log_scan *sc);
+/** Apply what is left (also after an error) and free. 0 or the first error of `fn`. */
+int recover_queue_end(struct recover_queue *q);
 /**
  * Load the checkpoint into the empty index. *missing: references to segments that are not there (newer records may replace
  * them). Return: 0; -ENOENT none; another error: unusable, the index is to be emptied.
