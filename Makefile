@@ -81,7 +81,7 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
+.PHONY: all run check check-planted crash-campaign crash-replay check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -120,9 +120,16 @@ $(BUILD)/kvfs: $(call obj,src/main.c) $(LIB)
 $(BUILD)/kvfsctl: $(call obj,src/ctl/main.c) $(CTLLIB) $(LIB)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
+# Functions that a test program puts a wrapper around: planted bugs (tests/crash_plant.c).
+CRASH_WRAP := getrandom log_store_open log_recover compact_step checkpoint_write log_sync_wait log_segment_retire log_append \
+	expire_op record_decode batch_header_decode batch_trailer_check tomb_needed first_segment op_try
+$(BUILD)/tests/test_crash: TEST_WRAP := $(CRASH_WRAP:%=-Wl,--wrap=%)
+ALLOC_WRAP := malloc calloc realloc posix_memalign aligned_alloc
+$(BUILD)/tests/test_crash_faults: TEST_WRAP := $(ALLOC_WRAP:%=-Wl,--wrap=%)
+
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS)
 
 $(MTESTS) $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
@@ -143,6 +150,19 @@ check:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory tests
 	@BUILD='$(BUILD)' scripts/check
+
+# Planted bugs: which of them the crash explorer finds.
+check-planted: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --planted
+
+# Power cuts: 15 workloads x SEEDS x POINTS crash points x IMAGES, from seed SEED on, in JOBS processes.
+crash-campaign: $(BUILD)/tests/test_crash
+	@KVFS_CRASH_SEED='$(SEED)' KVFS_CRASH_JOBS='$(JOBS)' $(BUILD)/tests/test_crash --campaign $(or $(SEEDS),20) \
+		$(or $(POINTS),500) $(or $(IMAGES),6)
+
+# One of them again: WORKLOAD SEED [POINT IMAGE]; CX_VERBOSE=1 shows what the engine says and the disk was asked to do.
+crash-replay: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --replay '$(or $(WORKLOAD),small-puts)' '$(or $(SEED),1)' $(POINT) $(IMAGE)
 
 check-asan:
 	@scripts/setup build test
@@ -197,6 +217,9 @@ help:
 	@echo 'make                 build/kvfs and build/kvfsctl'
 	@echo 'make run             install what is missing, build, mount at MNT=$(MNT) with DATA=$(DATA)'
 	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
+	@echo 'make check-planted   plant bugs in the store, one after the other: the crash explorer must find each'
+	@echo 'make crash-campaign  power cuts by the hundred thousand on a simulated disk (SEED, SEEDS=20 POINTS=500 IMAGES=6 JOBS=2)'
+	@echo 'make crash-replay    one of them again: WORKLOAD=name SEED=n [POINT=n IMAGE=n]'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'

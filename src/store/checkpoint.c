@@ -90,7 +90,7 @@ writer_flush(struct writer *w, uint32_t kind)
 	w->block_entries = 0;
 	if (!w->err && w->unflushed >= FLUSH_EVERY) {
 		w->unflushed = 0;
-		w->err = d->ops->fdatasync(d, w->fd);
+		DISK_RETRY(w->err, d->ops->fdatasync(d, w->fd));
 	}
 }
 
@@ -288,7 +288,7 @@ write_file(struct log_store *s, struct io *io, int fd, struct log_pos *from, voi
 	free(w.buf);
 	free(t.buf);
 	if (!w.err)
-		w.err = s->disk->ops->fdatasync(s->disk, fd);
+		DISK_RETRY(w.err, s->disk->ops->fdatasync(s->disk, fd));
 	return w.err ? w.err : log_sync_wait(s, io);
 }
 
@@ -299,7 +299,7 @@ checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), v
 	struct log_pos from;
 	int fd, err, err2;
 
-	fd = d->ops->open(d, CKPT_TMP, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	DISK_RETRY(fd, d->ops->open(d, CKPT_TMP, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
 	if (fd < 0)
 		return fd;
 	err = write_file(s, io, fd, &from, pause, arg);
@@ -307,7 +307,7 @@ checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), v
 	if (!err)
 		err = err2;
 	if (!err)
-		err = d->ops->rename(d, CKPT_TMP, CKPT_NAME);
+		DISK_RETRY(err, d->ops->rename(d, CKPT_TMP, CKPT_NAME));
 	if (err) {
 		(void)d->ops->unlink(d, CKPT_TMP); /* the next one overwrites it anyway */
 		return err;
@@ -316,7 +316,7 @@ checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), v
 	 * Whichever of the two files a crash leaves, segments from the older position on must be there: the new one counts
 	 * only once its name is durable.
 	 */
-	err = d->ops->fsync_dir(d);
+	DISK_RETRY(err, d->ops->fsync_dir(d));
 	s_lock(s);
 	if (!err || from.seg < s->ckpt_seg)
 		s->ckpt_seg = from.seg;
@@ -333,8 +333,10 @@ checkpoint_forget(struct log_store *s)
 
 	if (s->cfg.readonly)
 		return 0;
-	err = d->ops->unlink(d, CKPT_NAME);
+	DISK_RETRY(err, d->ops->unlink(d, CKPT_NAME));
 	if (err == -ENOENT)
 		return 0;
-	return err ? err : d->ops->fsync_dir(d);
+	if (!err)
+		DISK_RETRY(err, d->ops->fsync_dir(d));
+	return err;
 }

@@ -585,14 +585,16 @@ checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing)
 	struct load ld = { .s = s };
 	int err;
 
-	ld.fd = d->ops->open(d, CKPT_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0);
+	DISK_RETRY(ld.fd, d->ops->open(d, CKPT_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0));
 	if (ld.fd < 0)
 		return ld.fd;
 	pthread_mutex_init(&ld.lock, NULL);
 	ld.there = calloc(s->nsegs_known, sizeof(bool));
-	err = ld.there ? d->ops->size(d, ld.fd, &ld.size) : -ENOMEM;
+	err = ld.there ? 0 : -ENOMEM;
 	if (!err)
-		err = d->ops->list(d, find_segments, &ld);
+		DISK_RETRY(err, d->ops->size(d, ld.fd, &ld.size));
+	if (!err)
+		DISK_RETRY(err, d->ops->list(d, find_segments, &ld));
 	if (!err)
 		err = load_all(&ld, from, missing);
 	if (!err)

@@ -313,10 +313,10 @@ read_upto(struct disk *d, int fd, char *buf, size_t n, uint64_t off)
 	size_t done = 0;
 	ssize_t r = 1;
 
-	while (done < n && (r > 0 || r == -EINTR)) {
+	while (done < n && r > 0) {
 		struct iovec iov = { .iov_base = buf + done, .iov_len = n - done };
 
-		r = d->ops->preadv(d, fd, &iov, 1, (off_t)(off + done), 0);
+		DISK_RETRY(r, d->ops->preadv(d, fd, &iov, 1, (off_t)(off + done), 0));
 		if (r > 0)
 			done += (size_t)r;
 	}

@@ -138,8 +138,8 @@ void log_destroy(struct log *lg);
  * Append; the places of the records are known at once (the caller may note them) but nothing may be shown before `apply`.
  * @reserved: may use the reserve (deletes, compaction)
  * Return: 0 (apply and done will be called), -ENOSPC/-EDQUOT (refusal, nothing appended), -EROFS (a write failed
- * before, or read-only), -ENOMEM, -EFBIG (more than fits into a batch), -errno of the file system when no new segment
- * can be made (a refusal too). Runs no callback and writes nothing: call log_kick() after dropping your locks.
+ * before, or read-only), -ENOMEM, -EFBIG (more than fits into a batch), -EIO when the file system does not let a segment
+ * grow or be made (a refusal too). Runs no callback and writes nothing: call log_kick() after dropping your locks.
  */
 int log_append(struct log *lg, struct log_append *a, const struct record *recs, unsigned n, struct log_place *places,
 	       bool reserved);

@@ -9,7 +9,8 @@
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
  * 3. What lies behind the end is cut: later segment files are deleted, newest first, then the segment with the end is cut
- *    to length, then everything is flushed, so what was read now is durable and what was cut cannot return. A crash in
+ *    to length, then what is not known to be durable is written once more and everything is flushed, so what was read now is
+ *    durable and what was cut cannot return. A crash in
  *    between finds the same end again. Nothing is cut where something could not be read.
  * 4. The newest segment's header lists the segments that existed when it was begun; REC_RETIRE records since then say which
  *    of them were given up. One that is neither there nor given up is lost, and reported.
@@ -151,6 +152,32 @@ open_segment(struct recovery *rc, unsigned i)
 	return r;
 }
 
+/*
+ * The header of segment i says that it follows the segment before where a batch of a later epoch stands there: then it is from
+ * before a crash that took this segment away, after which the log went on in the one before; recycled space shows it.
+ */
+static int
+check_outdated(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct batch_header h;
+	const uint8_t *p;
+	struct walk w;
+	int r;
+
+	if (!i || f->head || f->h.prev_id != rc->f[i - 1].id || f->h.prev_size >= rc->f[i - 1].size)
+		return 0;
+	r = start_walk(rc, &w, i - 1);
+	if (r)
+		return r;
+	p = reader_get(&w.r, f->h.prev_size, BATCH_HEADER_SIZE);
+	if (p && !batch_header_decode(p, rc->f[i - 1].id, f->h.prev_size, rc->lg->seed, &h) && h.epoch > f->h.epoch &&
+	    h.number == f->h.first_batch && h.prev_sum == f->h.prev_sum)
+		f->head = -EIO;
+	reader_destroy(&w.r);
+	return 0;
+}
+
 static int
 open_all(struct recovery *rc)
 {
@@ -167,6 +194,11 @@ open_all(struct recovery *rc)
 		qsort(rc->f, rc->n, sizeof(*rc->f), compare_found);
 	for (unsigned i = 0; i < rc->n; i++) {
 		r = open_segment(rc, i);
+		if (r)
+			return r;
+	}
+	for (unsigned i = 0; i < rc->n; i++) {
+		r = check_outdated(rc, i);
 		if (r)
 			return r;
 	}
@@ -562,6 +594,7 @@ note_retired(void *arg, uint32_t id)
 	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
 }
 
+#define ANEW_CHUNK (1u << 20)
 #define LOST_MAX 4096u /* more are not told one by one */
 
 /* Ids in the header of segment i that have no file. */
@@ -586,6 +619,15 @@ absent_in_header(struct recovery *rc, unsigned i)
 	return p ? r : -EIO;
 }
 
+/* A note that one of the lost was retired. (One about a file that is there counts only where the walk finds it.) */
+static int
+note_lost_retired(void *arg, uint32_t id)
+{
+	struct recovery *rc = arg;
+
+	return in_list(rc->lost, rc->nlost, id) ? note_retired(arg, id) : 0;
+}
+
 /* Fill `lost`: what the newest header names, without a file and without a note that it was retired. */
 static int
 find_lost(struct recovery *rc)
@@ -605,7 +647,7 @@ find_lost(struct recovery *rc)
 		if (r)
 			return r;
 		w.pos = rc->f[k].head ? 0 : rc->f[k].h.size;
-		w.retire = note_retired;
+		w.retire = note_lost_retired;
 		w.retire_arg = rc;
 		r = walk_batches(&w);
 		reader_destroy(&w.r);
@@ -615,6 +657,48 @@ find_lost(struct recovery *rc)
 			rc->lost[kept++] = rc->lost[k];
 	rc->nlost = kept;
 	return r;
+}
+
+static int
+first_event(void *arg, const struct log_scan *s)
+{
+	(void)arg;
+	return s->event == SCAN_RECORD ? 1 : 2;
+}
+
+/*
+ * File i holds the header of a segment that is newer than any under its right name. Renamed it is only if the log goes on in
+ * it: its first batch is good, and it follows the end of the segment before. Else recycled space shows a torn tail that an
+ * earlier recovery deleted. Return: 1 yes, 0 no, -errno.
+ */
+static int
+goes_on_under_wrong_name(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct segment as = { .id = f->h.id, .fd = f->s->fd };
+	struct chain c = chain_of_header(&f->h);
+	struct walk w;
+	unsigned k = 0;
+	int r = start_walk(rc, &w, i);
+
+	if (r)
+		return r;
+	w.seg = &as;
+	w.pos = f->h.size;
+	w.chain = c;
+	w.fn = first_event;
+	r = walk_batches(&w);
+	reader_destroy(&w.r);
+	if (r != 1 || !f->h.prev_id)
+		return r < 0 ? r : r == 1;
+	while (k < rc->n && (rc->f[k].head ? rc->f[k].h.id : rc->f[k].id) != f->h.prev_id)
+		k++;
+	if (k == rc->n || f->h.prev_id >= f->h.id)
+		return 0;
+	if (rc->f[k].head) /* that one is under a wrong name, too; ids descend, so this ends */
+		return rc->f[k].head == -EBADF ? goes_on_under_wrong_name(rc, k) : 0;
+	r = chain_at(rc, k, f->h.prev_size, &w.chain);
+	return r ? r : w.chain.known && w.chain.sum == c.sum && w.chain.number == c.number;
 }
 
 /* Files with the header of another segment: renamed ones end the start, old blocks count as a damaged header. */
@@ -632,8 +716,15 @@ check_misnamed(struct recovery *rc)
 
 		if (rc->f[i].head != -EBADF || is_present(rc, id))
 			continue;
-		if (newest && id < newest && !in_list(rc->lost, rc->nlost, id))
-			continue;
+		if (!in_list(rc->lost, rc->nlost, id)) {
+			int r = newest && id < newest ? 0 : goes_on_under_wrong_name(rc, i);
+
+			if (r <= 0) {
+				if (r)
+					return r;
+				continue;
+			}
+		}
 		segment_name(name, rc->f[i].id);
 		segment_name(other, id);
 		return refuse(rc, -EUCLEAN, "%s is really %s under a wrong name; rename it or move it away", name,
@@ -706,14 +797,41 @@ cut_segment(struct recovery *rc, unsigned i, uint64_t last)
 	return 0;
 }
 
+/*
+ * Write the bytes [pos, f->end) as they are once more. They may be what a failed flush has left in the page cache: readable,
+ * and never to be written again by the kernel. A disk that has no room for that leaves them as they are.
+ */
+static int
+write_anew(struct recovery *rc, const struct found *f, uint64_t pos)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	uint8_t *buf = pos < f->end ? malloc(ANEW_CHUNK) : NULL;
+	int r = pos < f->end && !buf ? -ENOMEM : 0;
+
+	while (!r && pos < f->end) {
+		size_t n = f->end - pos < ANEW_CHUNK ? (size_t)(f->end - pos) : ANEW_CHUNK;
+
+		r = disk_pread_full(d, f->s->fd, buf, n, pos);
+		if (!r)
+			r = disk_pwrite_full(d, f->s->fd, buf, n, pos, 0);
+		pos += n;
+	}
+	free(buf);
+	return r == -ENOSPC || r == -EDQUOT ? 0 : r;
+}
+
 static int
 flush_all(struct recovery *rc)
 {
 	struct disk *d = rc->lg->cfg.disk;
+	struct log_pos durable = rc->w.durable;
 	int r = 0;
 
 	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
-		if (rc->f[i].id >= rc->w.durable.seg)
+		if (rc->f[i].id >= durable.seg)
+			r = write_anew(rc, &rc->f[i], rc->f[i].id == durable.seg ? durable.off : 0);
+	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
+		if (rc->f[i].id >= durable.seg)
 			LOG_RETRY(r, d->ops->fdatasync(d, rc->f[i].s->fd));
 	if (!r)
 		LOG_RETRY(r, d->ops->fsync_dir(d));

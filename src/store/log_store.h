@@ -44,6 +44,15 @@
 
 #define INDEX_F_GHOST 0x80u /* made ahead of its first commit; nobody may see it */
 
+/* r = call, again while the disk says EINTR or EAGAIN (not without end). */
+#define DISK_RETRY(r, call)                                                                         \
+	do {                                                                                        \
+		int tries_ = 0;                                                                     \
+		do                                                                                  \
+			(r) = (call);                                                               \
+		while (((r) == -EINTR || (r) == -EAGAIN) && tries_++ < 1000);                       \
+	} while (0)
+
 struct log_store;
 struct op;
 struct compaction;
@@ -535,6 +544,7 @@ struct log_store {
 	bool recovering;
 	int64_t *rec_live;            /* by segment id, while recovering */
 	uint32_t rec_live_cap;
+	bool rec_live_failed;         /* no memory for it: the accounts would be too low */
 	uint32_t nsegs_known;         /* while recovering: segment ids are below this */
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */

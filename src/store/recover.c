@@ -40,6 +40,7 @@ struct recovery {
 	bool dangling;    /* some change built on what was not there (yet) */
 	uint64_t missing; /* segments */
 	uint64_t told;    /* log bytes, when progress was shown last */
+	int refused;      /* what the replay of a record said, if that ended it */
 };
 
 static bool
@@ -489,12 +490,15 @@ apply(void *arg, const struct log_scan *sc, uint64_t hash)
 	rc->hash = hash;
 	switch (sc->event) {
 	case SCAN_RECORD:
-		return replay_record(rc, sc);
+		rc->refused = replay_record(rc, sc);
+		break;
 	case SCAN_DAMAGED:
-		return scan_damaged(rc, sc);
+		rc->refused = scan_damaged(rc, sc);
+		break;
 	default:
-		return scan_gap(rc, sc);
+		rc->refused = scan_gap(rc, sc);
 	}
+	return rc->refused;
 }
 
 static int
@@ -622,6 +626,7 @@ start_over(struct log_store *s)
 	free(s->rec_live);
 	s->rec_live = NULL;
 	s->rec_live_cap = 0;
+	s->rec_live_failed = false;
 	s->nbad = 0;
 	s->seq = 0;
 	atomic_store(&s->next_ino, INO_FIRST);
@@ -660,6 +665,10 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (!r) {
 		r = recover_from(&rc, from, &cut, err, cap);
 		loaded = !r;
+		if (r && !rc.refused) {
+			free(rc.damage); /* the disk failed, not the checkpoint: nothing is tried again */
+			return r;
+		}
 		if (r && r != -ENOMEM)
 			diag_warn("the checkpoint does not fit the log (%s); reading the whole log", err);
 	} else if (r != -ENOENT) {
@@ -673,6 +682,8 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		if (!r)
 			r = recover_from(&rc, (struct log_pos){ 0 }, &cut, err, cap);
 	}
+	if (!r && s->rec_live_failed)
+		r = -ENOMEM; /* else compaction would take for dead what is alive */
 	if (!r) {
 		s->st.cut_bytes = cut;
 		if (cut)

@@ -47,8 +47,12 @@ live_add(struct log_store *s, uint32_t seg, int64_t bytes)
 	s->live += (uint64_t)bytes;
 	if (!s->recovering)
 		log_segment_live(s->lg, seg, bytes);
-	else if (seg < s->nsegs_known && rec_live_grow(s, seg))
+	else if (seg >= s->nsegs_known)
+		return;
+	else if (rec_live_grow(s, seg))
 		s->rec_live[seg] += bytes;
+	else
+		s->rec_live_failed = true;
 }
 
 struct live_arg {
