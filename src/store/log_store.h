@@ -221,6 +221,12 @@ int record_read_start(struct record_read *rr, struct store_snap *snap, struct io
 /** After the read ended well: verify and decode into rr->rec. 0 or -EIO. */
 int record_read_finish(struct record_read *rr);
 void record_read_free(struct record_read *rr);
+#define RECORD_CACHED_MAX 4096u /* bytes of a record */
+/**
+ * Read a small value whose record the page cache has, verified, without any memory of its own. False: it has not, or the
+ * record is not as it should be: then the way of record_read_start says what is wrong. The segment must be pinned.
+ */
+bool record_read_cached(struct log_store *s, const struct kstate *st, void *value);
 
 /* ---- uncommitted writes ---- */
 
