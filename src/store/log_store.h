@@ -10,7 +10,7 @@
  *   commit.c      replace, edit, attributes
  *   rename.c      remove, rename, expiry of one key
  *   layer.c       uncommitted writes in memory; draft.c: drafts
- *   compact.c, checkpoint.c, recover.c, background.c
+ *   compact.c, compact_choose.c, checkpoint.c, checkpoint_load.c, recover.c, recover_queue.c, background.c
  *
  * Locks, outermost first: a draft's lock, the store's lock (s->lock), the log's own. None is held over I/O, none while a
  * callback of the caller runs (store_list's apart).
@@ -621,6 +621,15 @@ int store_bad_segment(struct log_store *s, uint32_t seg);
 int segset_add(uint32_t **set, unsigned *n, uint32_t seg);
 /** Write one. `pause` is called between steps without lock (may be NULL). 0 or -errno. */
 int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
+struct compact_choice {
+	uint32_t victim;
+	double share;   /* dead part of it */
+	bool dead;      /* all of it */
+	bool too_young; /* a checkpoint has to come first */
+};
+
+/** The next victim, 0: none is worth it. 0 or -ENOMEM. */
+int compact_choose(struct log_store *s, struct compact_choice *c);
 /** One victim. 1: something was done, 0: nothing worth it, -errno. */
 int compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_t bytes), void *arg);
 /** Run until nothing is in flight on `io`: the log may have gone on with its own work there. */
