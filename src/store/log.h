@@ -226,6 +226,7 @@ struct log_scan {
 	uint64_t batch;      /* batch number */
 	uint64_t off, len;   /* SCAN_GAP, SCAN_DAMAGED */
 	bool complete;       /* SCAN_GAP: only framing was hit, no record can be missing */
+	uint64_t done, total;/* log_recover: bytes of the log walked so far, and to be walked */
 	const char *why;
 };
 /** Callback: 0 to go on, else stop and return that. */

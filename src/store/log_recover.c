@@ -25,6 +25,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define HEAD_WINDOW 4096u
+
 struct found {
 	uint32_t id;
 	int head;            /* result of reading the header: 0, -ENODATA, -EIO; -EBADF: another segment's */
@@ -141,6 +143,7 @@ open_segment(struct recovery *rc, unsigned i)
 	f->end = f->size;
 	r = start_walk(rc, &w, i);
 	if (!r) {
+		w.r.cap = w.r.cap < HEAD_WINDOW ? w.r.cap : HEAD_WINDOW; /* not a window of 1 MiB of each segment */
 		f->head = walk_segment_header(&w, &f->h);
 		r = w.r.err ? refuse(rc, w.r.err, "cannot read %s: %s", name, strerror(-w.r.err)) :
 			      check_header(rc, f);
@@ -535,6 +538,8 @@ walk_all(struct recovery *rc)
 
 	while (i < rc->n && rc->f[i].id < rc->from.seg)
 		i++;
+	for (unsigned k = i; k < rc->n; k++)
+		rc->w.total += rc->f[k].size;
 	rc->tail_at = rc->n;
 	if (i == rc->n && i > 0) {
 		/* All that is left lies before the place to begin at. Go on behind it, in a new segment. */
@@ -546,6 +551,7 @@ walk_all(struct recovery *rc)
 		r = walk_one(rc, i, first);
 		first = false;
 		rc->tail_at = i;
+		rc->w.done += rc->f[i].size;
 	}
 	return r == WALK_STOPPED ? 0 : r;
 }
