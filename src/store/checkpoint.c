@@ -484,10 +484,12 @@ read_next(struct read_ahead *ra, struct loader *ld)
 		pthread_cond_wait(&ra->wake, &ra->lock);
 	b = &ra->block[ra->taken % 2];
 	pthread_mutex_unlock(&ra->lock);
+	if (b->err) /* there may be no buffer */
+		return b->err;
 	ld->payload = b->buf + BLOCK_HEAD;
 	ld->len = b->len;
 	ld->kind = b->kind;
-	return b->err;
+	return 0;
 }
 
 static void
