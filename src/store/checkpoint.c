@@ -515,7 +515,7 @@ load_first(struct loader *ld, uint64_t file_size, struct log_pos *from)
 	ld->s->seq = get_le64(p + 16);
 	atomic_store(&ld->s->next_ino, get_le64(p + 24));
 	entries = get_le64(p + 32);
-	if (entries > file_size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT)
+	if (entries > file_size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT || from->seg > LOG_SEGMENT_ID_MAX)
 		return -EIO;
 	ld->total = entries;
 	return index_reserve(ld->s->ix, entries);

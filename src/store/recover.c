@@ -589,6 +589,8 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (!r) {
 		r = recover_from(&rc, from, &cut, err, cap);
 		loaded = !r;
+		if (r == -EUCLEAN || r == -EPROTONOSUPPORT)
+			goto out_free; /* files that are not ours: whoever puts them right needs the checkpoint as it is */
 		if (r && r != -ENOMEM)
 			diag_warn("the checkpoint does not fit the log (%s); reading the whole log", err);
 	} else if (r != -ENOENT) {
@@ -613,6 +615,7 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		review(&rc);
 		tomb_review(s, 0);
 	}
+out_free:
 	free(rc.damage);
 	return r;
 }
