@@ -109,6 +109,15 @@ fail_run(const char *what, int line)
 	fail();
 }
 
+/* A sanitizer build does less (scripts/check sets QUICK, perhaps to nothing). */
+static bool
+quick(void)
+{
+	const char *env = getenv("QUICK");
+
+	return env && *env;
+}
+
 #define CHECK(cond) do { if (!(cond)) fail_run(#cond, __LINE__); } while (0)
 #define CHECK_EQ(x, y) do { long long x_ = (long long)(x), y_ = (long long)(y); \
 	if (x_ != y_) { fprintf(stderr, "model: %lld is not %lld\n", x_, y_); fail_run(#x " == " #y, __LINE__); } } while (0)
@@ -1284,7 +1293,7 @@ static void
 power_cuts_leave_a_state_that_was(void **state)
 {
 	const char *env = getenv("KVFS_MODEL_CUTS"), *one = getenv("KVFS_MODEL_SEED");
-	uint64_t cuts = env ? strtoull(env, NULL, 10) : getenv("QUICK") ? 600 : 6000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
+	uint64_t cuts = env ? strtoull(env, NULL, 10) : quick() ? 600 : 6000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
 
 	(void)state;
 	diag_set_level(DIAG_ERR);
@@ -1309,7 +1318,7 @@ static void
 random_operations_agree_with_the_model(void **state)
 {
 	const char *env = getenv("KVFS_MODEL_OPS"), *one = getenv("KVFS_MODEL_SEED");
-	uint64_t ops = env ? strtoull(env, NULL, 10) : getenv("QUICK") ? 60000 : 1000000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
+	uint64_t ops = env ? strtoull(env, NULL, 10) : quick() ? 60000 : 1000000, done = 0, seed = one ? strtoull(one, NULL, 10) : 1;
 
 	(void)state;
 	diag_set_level(DIAG_WARN);

@@ -61,6 +61,10 @@ lookup_found(struct rq *r)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
 	mv = move_find(m, r->pid, k);
+	if (mv && mv->node->moved) { /* the way back to one's own unpublished key: there is a committed one now */
+		move_end(m, mv);
+		mv = NULL;
+	}
 	if (mv && mv->writer)
 		return entry_reply(r, mv->node, &r->attr, true);
 	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
@@ -208,16 +212,49 @@ op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
 static struct handle *
 own_writer_on(struct node *n, pid_t pid)
 {
-	struct handle *h = n->writers ? key_own_writer(n->key, pid) : NULL;
+	if (!n->writers)
+		return NULL;
+	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
 
-	return h && h->node == n ? h : NULL;
+		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
 }
 
+/*
+ * The replacement that a node stands for when nothing is committed under its key: only its writer's path and descriptors
+ * of its handle lead there, and those may have been inherited or its name been unlinked (cancelled).
+ */
+static struct handle *
+pending_writer_on(struct node *n, pid_t pid)
+{
+	struct handle *own = own_writer_on(n, pid);
+
+	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (h->node == n)
+			own = h;
+	}
+	return own;
+}
+
+/*
+ * `own`: the writer on this node, who is told what he has written. Others are told the committed value's size, which the
+ * kernel may take in at any moment after this, also behind the back of a later LOOKUP (it keeps the reply that overtook
+ * and ignores the other): the node is not used again once the writer is done.
+ */
 static enum rq_result
-attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached)
+attr_reply(struct rq *r, struct node *n, struct store_attr *a, bool uncached, const struct handle *own)
 {
 	struct key *k = n->key;
 	bool dirty = k->edit && k->edit->wgen != k->edit->cgen;
+
+	if (n->writers && !own)
+		n->tainted = true;
 
 	r->out.kind = REPLY_ATTR;
 	attr_to_stat(r->m, a, &r->out.entry.attr);
@@ -236,7 +273,7 @@ getattr_frozen(struct rq *r, struct node *n)
 
 	a.ino = n->key->ino;
 	attr_overlay(r->m, n->key, n, &a);
-	return attr_reply(r, n, &a, true);
+	return attr_reply(r, n, &a, true, NULL);
 }
 
 static enum rq_result
@@ -269,7 +306,7 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		own = own_writer_on(n, r->pid);
+		own = r->err == -ENOENT ? pending_writer_on(n, r->pid) : own_writer_on(n, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -284,12 +321,16 @@ getattr_step(struct rq *r)
 				r->attr.mtime = own->draft->mtime;
 			else if (own->draft->touched)
 				r->attr.mtime = own->draft->touched;
-			return attr_reply(r, n, &r->attr, true);
+			enum rq_result res = attr_reply(r, n, &r->attr, true, own);
+
+			if (own->cancelled)
+				r->out.entry.attr.st_nlink = 0;
+			return res;
 		}
 		if ((n->opens || n->reserved) && n->version != r->attr.version && n != k->edit_node)
 			return getattr_frozen(r, n);
 		attr_overlay(m, k, n, &r->attr);
-		return attr_reply(r, n, &r->attr, false);
+		return attr_reply(r, n, &r->attr, false, NULL);
 	}
 }
 
@@ -380,6 +421,8 @@ op_access(fuse_req_t req, fuse_ino_t ino, int mask)
 
 /* ---- SETATTR ---- */
 
+#define SETATTR_NS (INT64_C(5) * 1000000000) /* a caller that has its answer runs within this time */
+
 static int64_t
 ts_ns(struct timespec t)
 {
@@ -448,11 +491,21 @@ setattr_draft_times(struct mdraft *d, const struct store_commit *c)
 	return true;
 }
 
+/*
+ * The kernel takes the size of a SETATTR's answer in when the caller runs again, whatever has happened to the inode since:
+ * it must not meet a replacement on the same node (see open_writer).
+ */
 static enum rq_result
 setattr_reply(struct rq *r)
 {
+	struct node *n = node_find(r->m, r->nodeid);
+
 	if (r->err)
 		return rq_err(r, r->err);
+	if (n) {
+		n->setattr_by = r->pid;
+		n->setattr_until = mono_ns() + SETATTR_NS;
+	}
 	r->state = 0;
 	r->step = getattr_step;
 	return getattr_step(r);
@@ -509,6 +562,8 @@ setattr_attrs(struct rq *r)
 			return rq_err(r, r->err);
 		setattr_translate(r, r->err ? &k->created : &r->attr);
 		own = n->writers ? key_own_writer(k, r->pid) : NULL;
+		if (!own && r->err)
+			own = pending_writer_on(n, r->pid);
 		if (own && setattr_draft_times(own->draft, &r->commit))
 			r->commit.set &= ~(STORE_SET_MTIME | STORE_SET_ATIME);
 		if (k->edit && k->edit->wgen != k->edit->cgen)
@@ -544,6 +599,45 @@ setattr_size_committed(struct rq *r)
 	return setattr_reply(r);
 }
 
+/*
+ * truncate(2) of a key that nobody has open for editing: for that moment the node of its readers becomes the edit node, so
+ * that they see it as they would see an editor's ftruncate.
+ */
+static void
+truncate_begin(struct key *k)
+{
+	for (struct list *l = k->nodes.next; !k->edit_node && l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->opens && n->snap && n->version >= k->committed && node_usable(n, n->version))
+			k->edit_node = n;
+	}
+}
+
+/* It is committed, or refused. */
+static enum rq_result
+truncate_end(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+	struct key *k = r->key;
+
+	if (k->editors || !k->named)
+		return setattr_size_committed(r);
+	if (r->err && k->edit && !k->edit->committing) { /* nobody is left who would take it back */
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+	}
+	if (r->err) {
+		k->edit_node = k->edit ? k->edit_node : NULL;
+		return setattr_size_committed(r);
+	}
+	if (k->edit_node && k->edit_node->nodeid != r->nodeid) {
+		k->edit_node->ksize = -1;
+		notify_inval_node(m, k->edit_node->nodeid, true, NULL);
+	}
+	return k->edit_node ? editor_gone_start(r, setattr_size_committed) : setattr_size_committed(r);
+}
+
 /* truncate(2) and ftruncate(2): of a replacement's private content, or an edit in place. */
 static enum rq_result
 setattr_size(struct rq *r)
@@ -571,9 +665,13 @@ setattr_size(struct rq *r)
 
 			if (res == RQ_WAIT)
 				return RQ_WAIT;
+			if (r->err == -ENOENT && pending_writer_on(n, r->pid))
+				r->err = -EBUSY; /* as with open: a new key of one's own is not for edits yet */
 			if (r->err)
 				return rq_err(r, r->err);
 			r->draft = mdraft_ref(k->edit);
+			if (!h)
+				truncate_begin(k);
 		}
 		d = r->draft;
 		d->wgen++;
@@ -597,7 +695,7 @@ setattr_size(struct rq *r)
 				key_put(m, r->key);
 			r->key = key_ref(k);
 		}
-		return edit_commit_start(r, STORE_SYNC_MODE, setattr_size_committed);
+		return edit_commit_start(r, STORE_SYNC_MODE, truncate_end);
 	}
 }
 

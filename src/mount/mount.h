@@ -130,13 +130,15 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
-	bool tainted;      /* two writers at once: in which order the kernel took their sizes in is unknown */
+	bool tainted;      /* two writers at once, or others were told a size meanwhile: what the kernel takes in last is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
 	uint64_t version;  /* of its content while it is open or reserved */
 	uint64_t told;     /* of all attributes that the kernel was told of late; 0: none, or of a value being written */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
+	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
+	int64_t setattr_until; /* ... until then (monotonic ns); 0: nobody */
 	struct msnap *snap;
 	struct store_attr attr; /* of the snap */
 };
@@ -396,6 +398,8 @@ void attr_defaults(const struct rq *r, struct store_attr *a, mode_t mode);
 enum rq_result publish_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
 /** Make the key's edits durable (r->key); r->then runs with r->err. */
 enum rq_result edit_commit_start(struct rq *r, enum store_sync sync, enum rq_result (*then)(struct rq *r));
+/** Nobody edits r->key any more: the readers of its edit node go on with what is committed; then r->then runs. */
+enum rq_result editor_gone_start(struct rq *r, enum rq_result (*then)(struct rq *r));
 /** Publish at RELEASE without a caller; takes over the handle. */
 void publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io);
 /** Modify the attributes of a committed key: r->commit is set up, state machine as above. */

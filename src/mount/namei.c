@@ -160,7 +160,6 @@ writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
 	if (h->node->opens == 0)
 		h->node->moved = true;
 	writer_rehome(m, h, to);
-	h->excl = false; /* its name has been somebody's meanwhile */
 }
 
 /* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */
@@ -188,7 +187,7 @@ count_writers(const struct key *k)
 }
 
 static int
-swap_names(struct kvfs_mount *m, struct key *a, struct key *b)
+swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
 {
 	char *an = strdup(a->name), *bn = strdup(b->name);
 	int e = an && bn ? 0 : -ENOMEM;
@@ -199,11 +198,11 @@ swap_names(struct kvfs_mount *m, struct key *a, struct key *b)
 		e = key_rename(m, b, an, (uint32_t)strlen(an));
 	free(an);
 	free(bn);
-	if (!e) { /* what is pending stays with the name */
+	if (!e) { /* what is pending stays with the name, but for the renamer's own */
 		unsigned na = count_writers(a);
 
-		move_writers(m, b, a, 0, UINT_MAX);
-		move_writers(m, a, b, 0, na);
+		move_writers(m, b, a, pid, UINT_MAX);
+		move_writers(m, a, b, pid, na);
 	}
 	return e;
 }
@@ -221,18 +220,18 @@ renamed(struct rq *r)
 
 	m->root_changed = now_ns();
 	if (r->flags & RENAME_EXCHANGE)
-		return swap_names(m, a, b);
+		return swap_names(m, a, b, r->pid);
 	key_ref(a);
 	key_ref(b);
-	/* Others' replacements of the target name now pend on `a`, which takes that name. */
-	bool had_writers = !list_empty(&a->writers);
+	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
+	unsigned of_old = count_writers(a);
 
 	move_writers(m, b, a, 0, UINT_MAX);
 	b->created = a->created;
 	key_detach(m, b);
 	e = key_rename(m, a, r->name2, r->name2_len);
-	if (!e && had_writers) {
-		/* Those of other processes stay with the old name. */
+	if (!e && of_old) {
+		/* Those of other processes on the old name stay with it. */
 		struct key *old = key_get(m, r->name, r->name_len);
 
 		if (old) {
@@ -240,7 +239,7 @@ renamed(struct rq *r)
 				old->ino = store_new_ino(m->store);
 			old->created = a->created;
 			old->created.ino = old->ino;
-			move_writers(m, a, old, r->pid, UINT_MAX);
+			move_writers(m, a, old, r->pid, of_old);
 			key_put(m, old);
 		}
 	}

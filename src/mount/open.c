@@ -100,6 +100,15 @@ writer_open(struct rq *r, struct key *k, struct node *n, struct handle **out)
 	return 0;
 }
 
+/* Somebody's chmod or truncate has been answered and may still set the kernel's size of n. */
+static bool
+setattr_pending(const struct rq *r, struct node *n)
+{
+	if (n->setattr_until && (n->setattr_by == r->pid || mono_ns() > n->setattr_until))
+		n->setattr_until = 0;
+	return n->setattr_until != 0;
+}
+
 static enum rq_result
 open_writer(struct rq *r, struct node *n)
 {
@@ -119,7 +128,7 @@ open_writer(struct rq *r, struct node *n)
 		n->writers++; /* keeps it while the move ends */
 		move_end(m, mv);
 		n->writers--;
-	} else if (n->opens || n->reserved || n->claimed) {
+	} else if (n->opens || n->reserved || n->claimed || setattr_pending(r, n)) {
 		if (release_settle(r) == RQ_WAIT)
 			return RQ_WAIT;
 		if (mv)
@@ -296,6 +305,23 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
 	return open_reply(r, h, true);
 }
 
+/*
+ * The name that led to a node from under which its key was renamed may be an old one: ESTALE has the kernel look it up
+ * again. If that leads the writer of what is pending there to it once more, the name is right. Return: is this that time?
+ */
+static bool
+moved_again(struct rq *r, struct node *n)
+{
+	struct kvfs_mount *m = r->m;
+	struct move *mv = move_find(m, r->pid, n->key);
+
+	if (mv && mv->node == n)
+		return true;
+	if (r->state == 0 && !mv && n->writers && key_own_writer(n->key, r->pid))
+		move_add(m, r->pid, n->key, n, true);
+	return false;
+}
+
 static enum rq_result
 open_step(struct rq *r)
 {
@@ -303,7 +329,7 @@ open_step(struct rq *r)
 	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n || n->moved)
+	if (!n || (n->moved && !moved_again(r, n)))
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 
@@ -334,7 +360,10 @@ open_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
+			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
 
+			if (mv)
+				move_end(m, mv);
 			return rq_err(r, own ? -EBUSY : -ESTALE); /* the second walk finds out */
 		}
 		if (r->err)
@@ -425,6 +454,16 @@ excl_pending(const struct rq *r, const struct key *k)
 	return false;
 }
 
+/* Is there a replacement of it that may still be published? */
+static bool
+writers_pending(const struct key *k)
+{
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next)
+		if (!list_entry(l, struct handle, of_key)->cancelled)
+			return true;
+	return false;
+}
+
 static enum rq_result
 create_writer(struct rq *r, struct key *k)
 {
@@ -441,11 +480,13 @@ create_writer(struct rq *r, struct key *k)
 	} else {
 		if (!k->ino)
 			k->ino = store_new_ino(m->store);
-		attr_defaults(r, &k->created, r->mode);
+		if (!writers_pending(k)) { /* else: what was set on it applies to all that are pending */
+			attr_defaults(r, &k->created, r->mode);
+			free(k->created_xattrs);
+			k->created_xattrs = NULL;
+			k->created_xattr_size = 0;
+		}
 		k->created.ino = k->ino;
-		free(k->created_xattrs);
-		k->created_xattrs = NULL;
-		k->created_xattr_size = 0;
 	}
 	n = node_new(m, k);
 	if (!n)
@@ -532,6 +573,7 @@ create_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
 	enum handle_kind kind = r->flag ? H_EDIT : kind_of(r->fi.flags, true); /* flag: MKNOD */
+	bool made;
 
 	switch (r->state) {
 	case 0:
@@ -566,7 +608,8 @@ create_step(struct rq *r)
 		/* fallthrough */
 	case 2:
 		turn_end_share(r);
-		if (r->commit.draft) {
+		made = r->commit.draft != NULL;
+		if (made) {
 			store_draft_free(m->store, r->commit.draft);
 			r->commit.draft = NULL;
 			if (r->err == STORE_UNCERTAIN || (r->err == -EEXIST && !(r->fi.flags & O_EXCL) && !r->flag)) {
@@ -585,7 +628,7 @@ create_step(struct rq *r)
 			m->root_changed = now_ns();
 		}
 		if (r->flag) {
-			const struct store_attr *a = r->tries ? &r->attr : &r->commit.out;
+			const struct store_attr *a = made ? &r->commit.out : &r->attr;
 			struct node *n;
 
 			r->key->ino = a->ino;
@@ -668,6 +711,15 @@ op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t
 
 /* ---- RELEASE ---- */
 
+static enum rq_result
+editor_gone_end(struct rq *r)
+{
+	r->err = 0;
+	r->step = r->then;
+	r->state = 0;
+	return r->then(r);
+}
+
 /* The last editor of a node that readers still have open: they go on with what is committed now. */
 static enum rq_result
 editor_gone(struct rq *r)
@@ -679,7 +731,7 @@ editor_gone(struct rq *r)
 	switch (r->state) {
 	case 0:
 		if (!k->named || k->editors || !x)
-			return rq_err(r, 0);
+			return editor_gone_end(r);
 		r->raw_snap = NULL;
 		r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
@@ -687,13 +739,13 @@ editor_gone(struct rq *r)
 		/* fallthrough */
 	default:
 		if (r->err)
-			return rq_err(r, 0);
+			return editor_gone_end(r);
 		struct msnap *s = msnap_new(r->raw_snap);
 
 		if (!s || !x || k->editors || k->ino != r->attr.ino) {
 			store_snap_close(m->store, r->raw_snap);
 			free(s);
-			return rq_err(r, 0);
+			return editor_gone_end(r);
 		}
 		if (x->opens) {
 			node_set_snap(m, x, s, &r->attr);
@@ -707,8 +759,23 @@ editor_gone(struct rq *r)
 		}
 		if (!k->edit)
 			k->edit_node = NULL;
-		return rq_err(r, 0);
+		return editor_gone_end(r);
 	}
+}
+
+enum rq_result
+editor_gone_start(struct rq *r, enum rq_result (*then)(struct rq *r))
+{
+	r->then = then;
+	r->step = editor_gone;
+	r->state = 0;
+	return editor_gone(r);
+}
+
+static enum rq_result
+release_edit_done(struct rq *r)
+{
+	return rq_err(r, 0);
 }
 
 static enum rq_result
@@ -744,9 +811,7 @@ release_edit_committed(struct rq *r)
 		}
 		return rq_err(r, 0);
 	}
-	r->state = 0;
-	r->step = editor_gone;
-	return editor_gone(r);
+	return editor_gone_start(r, release_edit_done);
 }
 
 static enum rq_result

@@ -98,6 +98,41 @@ def fstat_of_a_pending_new_key(m, peer):
 
 
 @case
+def inherited_descriptor_of_a_pending_new_key_is_a_file(m, peer):
+    k = m.key("fstat-inherited")
+    fd = os.open(k, WRITE_NEW, 0o604)
+    os.write(fd, b"12345")
+
+    def look():
+        st = os.fstat(fd)
+        check(stat.S_ISREG(st.st_mode) and st.st_size == 5 and stat.S_IMODE(st.st_mode) == 0o604, "a child sees %r" % (st,))
+        os.fchmod(fd, 0o640)
+        check(os.lseek(fd, 0, os.SEEK_END) == 5, "a child seeks the end elsewhere")
+    join([child(look)])
+    os.close(fd)
+    equal(stat.S_IMODE(peer.os.stat(k).st_mode), 0o640, "mode that the child set")
+    # As in a shell's `{ cat f; cat f; } > k`: cat wants to know what its output is.
+    source = m.key("fstat-source")
+    put(source, b"line\n")
+    k = m.key("fstat-shell")
+    run_command("sh", "-c", '{ cat "$1"; cat "$1"; } > "$2"', "sh", source, k)
+    equal(get(k), b"line\nline\n")
+
+
+@case
+def cancelled_new_key_stays_a_file_for_its_writer(m, peer):
+    k = m.key("fstat-cancelled")
+    fd = os.open(k, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, b"12345")
+    os.unlink(k)
+    st = os.fstat(fd)
+    check(st.st_size == 5 and st.st_nlink == 0, "fstat after unlink: %r" % (st,))
+    equal(os.pread(fd, 10, 0), b"12345")
+    os.close(fd)
+    check(not exists(k) and not peer.exists(k), "it has come back")
+
+
+@case
 def old_value_stays_visible_until_close(m, peer):
     k = m.key("old")
     put(k, b"old value")
@@ -930,6 +965,135 @@ def pending_replacement_stays_with_its_name(m, peer):
     equal(peer.get(a), b"2", "after a rename onto it")
     os.close(fd)
     equal(peer.get(a), b"3", "after the commit")
+
+
+@case
+def pending_replacement_of_the_target_stays_with_its_name(m, peer):
+    a, b = m.key("stay-a"), m.key("stay-b")
+    for renamer in (os, peer.os):
+        put(a, b"value of a")
+        target = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        source = os.open(a, os.O_WRONLY | os.O_TRUNC)
+        if renamer is os:  # the renamer's own would go along
+            os.close(target)
+            peer_fd = peer.os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            peer.os.write(peer_fd, b"new b")
+        else:
+            os.write(target, b"new b")
+        renamer.rename(a, b)
+        equal(get(b), b"value of a", "after the rename")
+        if renamer is os:
+            peer.os.close(peer_fd)
+        else:
+            os.close(target)
+        equal(peer.get(b), b"new b", "the replacement of the target")
+        check(not peer.exists(a), "the old name has come back with the target's replacement")
+        os.close(source)
+        os.unlink(b)
+        if renamer is not os:
+            os.unlink(a)  # source stayed with the old name: an empty value
+
+
+@case
+def own_new_key_is_busy_until_published(m, peer):
+    k = m.key("busy")
+    fd = os.open(k, WRITE_NEW)
+    os.write(fd, b"v")
+    for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND | os.O_CREAT):
+        expect(errno.EBUSY, os.open, k, flags)
+    expect(errno.EBUSY, os.truncate, k, 0)
+    expect(errno.ENOENT, peer.os.truncate, k, 0)
+    os.close(fd)
+    equal(get(k), b"v")
+
+
+@case
+def renamed_pending_key_can_be_opened_by_its_writer(m, peer):
+    a, b = m.key("again-a"), m.key("again-b")
+    first = os.open(a, WRITE_NEW)
+    os.write(first, b"first")
+    os.rename(a, b)
+    expect(errno.EBUSY, os.open, b, os.O_RDONLY)
+    second = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(second, b"second")
+    check(not peer.exists(b), "seen before a close")
+    os.close(first)
+    equal(peer.get(b), b"first")
+    os.close(second)
+    equal(peer.get(b), b"second")
+
+
+@case
+def key_renamed_from_under_a_writer_is_found_by_him(m, peer):
+    a, b = m.key("under-a"), m.key("under-b")
+    put(a, b"committed")
+    os.stat(a)
+    fd = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    peer.os.rename(a, b)
+    equal(get(b), b"committed", "the new name, for the writer of the old one")
+    expect(errno.EBUSY, os.open, a, os.O_RDONLY)
+    equal(get(b), b"committed", "the new name once more")
+    os.write(fd, b"new")
+    os.close(fd)
+    equal(os.stat(a).st_size, 3, "size")
+    equal(get(a), b"new")
+    equal(get(b), b"committed")
+
+
+@case
+def exchange_takes_only_the_callers_own_along(m, peer):
+    a, b = m.key("swap-a"), m.key("swap-b")
+    put(a, b"a")
+    put(b, b"b")
+    own = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    os.write(own, b"own")
+    others = peer.os.open(a, os.O_WRONLY | os.O_TRUNC)
+    peer.os.write(others, b"other's")
+    renameat2(a, b, RENAME_EXCHANGE)
+    equal((get(a), get(b)), (b"b", b"a"))
+    os.close(own)
+    equal((peer.get(a), peer.get(b)), (b"b", b"own"), "after the renamer's close")
+    peer.os.close(others)
+    equal((peer.get(a), peer.get(b)), (b"other's", b"own"), "after the other's close")
+
+
+@case
+def rename_onto_it_ends_a_pending_put_if_absent(m, peer):
+    a, b = m.key("absent-a"), m.key("absent-b")
+    fd = os.open(b, WRITE_NEW | os.O_EXCL)
+    os.write(fd, b"mine")
+    peer.put(a, b"theirs")
+    peer.os.rename(a, b)
+    expect(errno.EEXIST, os.close, fd)
+    equal(get(b), b"theirs")
+
+
+@case
+def what_is_set_on_a_pending_key_outlasts_another_creator(m, peer):
+    k = m.key("set-pending")
+    fd = os.open(k, WRITE_NEW)
+    os.write(fd, b"v")
+    os.chmod(k, 0o600)
+    os.setxattr(k, "user.tag", b"t")
+    other = peer.os.open(k, WRITE_NEW)
+    os.close(fd)
+    equal(stat.S_IMODE(peer.os.stat(k).st_mode), 0o600, "mode")
+    equal(peer.os.getxattr(k, "user.tag"), b"t")
+    peer.os.close(other)
+
+
+@case
+def two_replacements_of_one_process_are_told_apart(m, peer):
+    k = m.key("two-own")
+    put(k, b"old value")
+    reader = os.open(k, os.O_RDONLY)
+    fds = [os.open(k, os.O_WRONLY | os.O_TRUNC) for _ in range(2)]
+    os.write(fds[0], b"1")
+    os.write(fds[1], b"22")
+    equal([os.fstat(fd).st_size for fd in fds], [1, 2], "sizes")
+    for fd in fds + [reader]:
+        os.close(fd)
+    equal(get(k), b"22")
 
 
 @case

@@ -22,6 +22,26 @@ APPEND_NEW = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 @case
+def truncate_by_name_is_seen_by_open_readers(m, peer):
+    k = m.key("trunc-name")
+    put(k, b"x" * 20000)
+    fd = os.open(k, os.O_RDONLY)
+    theirs = peer.os.open(k, os.O_RDONLY)
+    equal(len(os.pread(fd, 30000, 0)), 20000)
+    for size in (9000, 30000, 10, 25000, 0, 7):
+        peer.os.truncate(k, size)
+        value = get(k)
+        equal(len(value), size)
+        for look in (os, peer.os):
+            at = fd if look is os else theirs
+            equal(look.fstat(at).st_size, size, "size seen by a reader")
+            equal(look.lseek(at, 0, os.SEEK_END), size)
+            equal(look.pread(at, 40000, 0), value, "what a reader reads")
+    os.close(fd)
+    peer.os.close(theirs)
+
+
+@case
 def edits_are_seen_at_once(m, peer):
     k = m.key("at-once")
     put(k, b"0123456789")

@@ -88,4 +88,25 @@ case_own_keys_beside_a_foreign_writer()
 	kv_umount || fail "kvfs-mem ended with $?"
 }
 
+# Every second commit is uncertain; half of those have not been done.
+case_a_new_name_whose_commit_was_uncertain()
+{
+	KVFS_MEM=delay_us=50,lease_ms=50,uncertain=1/2 kv_mount || fail "no mount"
+	python3 - "$M" << 'END' 2> "$T/msg" || fail "$(tail -n 1 "$T/msg")"
+import os, sys
+m = sys.argv[1]
+for n in range(100):
+    path = os.path.join(m, "node-%d" % n)
+    os.mknod(path, 0o644)
+    if os.stat(path).st_size != 0:
+        sys.exit("size of " + path)
+    with open(path, "r+b") as f:
+        f.write(b"v")
+    with open(path, "rb") as f:
+        if f.read() != b"v":
+            sys.exit("content of " + path)
+END
+	kv_umount || fail "kvfs-mem ended with $?"
+}
+
 run_cases 60

@@ -305,12 +305,13 @@ def join(pids, what="process"):
 
 
 def run_command(*argv, **kwargs):
-    """Run a program; a failure carries its last words. Return: what it wrote to stdout."""
+    """Run a program; a failure carries its first and last words. Return: what it wrote to stdout."""
     kwargs.setdefault("timeout", 120)
     done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **kwargs)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-        raise Fail("%s: exit %d: %s" % (" ".join(map(str, argv))[:120], done.returncode, words[-1] if words else ""))
+        raise Fail("%s: exit %d: %s" % (" ".join(map(str, argv))[:120], done.returncode,
+                                            " ... ".join(dict.fromkeys(words[:1] + words[-1:]))))
     return done.stdout
 
 
