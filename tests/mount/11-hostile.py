@@ -9,7 +9,9 @@ import errno
 import os
 import resource
 import signal
+import shutil
 import stat
+import subprocess
 import sys
 import time
 
@@ -544,6 +546,82 @@ def syslog_after_detaching(m):
     check("serving" in text and "stopping on signal 15" in text, "syslog got: " + short(text))
     if not QUICK:
         equal(open(where + "/seccomp").read().split()[1], "2", "seccomp of the detached daemon")
+
+
+# ---- the data directory ----
+
+def store_with_three_segments(where):
+    """A closed store; Return: its directory and that of another one like it."""
+    found = []
+    for name in ("a", "b"):
+        data, mnt = os.path.join(where, name), os.path.join(where, "mnt-" + name)
+        os.makedirs(mnt)
+        run_command(KVFS, "-o", "transport=dev,segment_size=1M", data, mnt)
+        try:
+            for i in range(5):
+                put(mnt + "/key-%d" % i, os.urandom(600000))
+            put(mnt + "/small", b"small")
+            pid = int(get(data + "/lock").split()[0])
+        finally:
+            run_command("fusermount3", "-u", mnt)
+        until(20, lambda: not os.path.exists("/proc/%d" % pid), "the daemon ends")
+        found.append(data)
+    return found
+
+
+def flip(path, offset):
+    with open(path, "r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)
+        f.seek(offset)
+        f.write(bytes([byte[0] ^ 0x10]))
+
+
+@case
+def check_names_every_fault_on_disk(m):
+    mine, other = store_with_three_segments(os.path.join(m.scratch, "faults"))
+    segments = sorted(n for n in os.listdir(mine) if n.startswith("seg-"))
+    check(len(segments) >= 3, "only %s" % segments)
+    first, second, newest = segments[0], segments[1], segments[-1]
+    size = os.stat(mine + "/" + first).st_size
+
+    def swap(d):
+        os.rename(d + "/" + first, d + "/x")
+        os.rename(d + "/" + second, d + "/" + first)
+        os.rename(d + "/x", d + "/" + second)
+    faults = {
+        "nothing": (lambda d: None, 0, "no problem"),
+        "foreign file": (lambda d: put(d + "/notes.txt", b"x"), 0, "notes.txt"),
+        "flip in a value": (lambda d: flip(d + "/" + first, size // 2), 1, first[4:12]),
+        "flip in a segment's header": (lambda d: flip(d + "/" + first, 30), 1, first[4:12]),
+        "flip in the newest segment": (lambda d: flip(d + "/" + newest, 200), 1, ""),
+        "flip in the checkpoint": (lambda d: flip(d + "/checkpoint", 40), 1, "checkpoint"),
+        "flip in kvfs.store": (lambda d: flip(d + "/kvfs.store", 30), 1, "kvfs.store"),
+        "short segment": (lambda d: os.truncate(d + "/" + first, size // 2), 1, first[4:12]),
+        "empty segment": (lambda d: os.truncate(d + "/" + first, 0), 1, ""),
+        "missing segment": (lambda d: os.unlink(d + "/" + second), 1, second[4:12]),
+        "segment of another store": (lambda d: shutil.copy(other + "/" + second, d + "/" + second), 1, "another store"),
+        "swapped segments": (swap, 1, ""),
+        "renamed segment": (lambda d: os.rename(d + "/" + first, d + "/seg-00000099.log"), 1, first),
+        "absurd number": (lambda d: put(d + "/seg-fffffff0.log", b""), 1, "seg-fffffff0.log"),
+        "segment is a FIFO": (lambda d: (os.unlink(d + "/" + second), os.mkfifo(d + "/" + second)), 1, second),
+        "segment is a link": (lambda d: (os.rename(d + "/" + second, d + "/y"), os.symlink("y", d + "/" + second)), 1, second),
+        "segment is a directory": (lambda d: (os.unlink(d + "/" + second), os.mkdir(d + "/" + second)), 1, second),
+        "checkpoint is a FIFO": (lambda d: (os.unlink(d + "/checkpoint"), os.mkfifo(d + "/checkpoint")), 1, "checkpoint"),
+        "checkpoint of another store": (lambda d: shutil.copy(other + "/checkpoint", d + "/checkpoint"), 1, "checkpoint"),
+        "no kvfs.store": (lambda d: os.unlink(d + "/kvfs.store"), 1, "kvfs.store"),
+        "lock is a link": (lambda d: (os.unlink(d + "/lock"), os.symlink("/etc/passwd", d + "/lock")), 1, "lock"),
+    }
+    for name, (damage, status, words) in faults.items():
+        copy = os.path.join(m.scratch, "faults", "copy")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(mine, copy)
+        damage(copy)
+        done = subprocess.run([KVFSCTL, "check", "-q", copy], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              stdin=subprocess.DEVNULL, timeout=30)
+        text = done.stdout.decode(errors="replace")
+        equal(done.returncode, status, "status of check after '%s' (%s)" % (name, short(text)))
+        check(words in text, "check after '%s' does not name %s: %s" % (name, words, text[:300]))
 
 
 # ---- the program itself ----
