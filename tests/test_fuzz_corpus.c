@@ -28,8 +28,8 @@ rounds_of(const struct fuzz_target *t)
 	if (said)
 		return (unsigned)strtoul(said, NULL, 10);
 	if (t == &fuzz_store || t == &fuzz_load || t == &fuzz_ctl)
-		return 100;
-	return t == &fuzz_tar || t == &fuzz_config ? 300 : 3000;
+		return 400;
+	return t == &fuzz_tar || t == &fuzz_config ? 1000 : 6000;
 }
 
 /* In a buffer of exactly its size, so that a sanitizer or valgrind sees a step too far. */
