@@ -489,6 +489,27 @@ def sandbox_can_be_switched_off(m):
 
 
 @case
+def data_of_another_user(m):
+    """Root serves it with the one capability that this needs."""
+    need_root()
+    need_sandbox()
+    where = os.path.join(m.scratch, "foreign")
+    os.makedirs(where + "/mnt")
+    os.mkdir(where + "/data", 0o700)
+    os.chown(where + "/data", 61004, 61004)
+    for value in (b"first", b"second"):
+        run_command(KVFS, "-o", "transport=" + TRANSPORT, where + "/data", where + "/mnt")
+        try:
+            pid = int(get(where + "/data/lock").split()[0])
+            put(where + "/mnt/key", value)
+            equal(get(where + "/mnt/key"), value, "value")
+            equal(int(status_of(pid)["CapEff"], 16), 1 << 1, "capabilities (CAP_DAC_OVERRIDE alone)")
+        finally:
+            run_command("fusermount3", "-u", where + "/mnt")
+        until(20, lambda: not os.path.exists("/proc/%d" % pid), "the daemon ends")
+
+
+@case
 def plain_system_calls_in_the_sandbox(m):
     if TRANSPORT == "uring":
         raise Skip("the transport uring needs io_uring")
