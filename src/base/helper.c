@@ -10,6 +10,7 @@
 #include "base/helper.h"
 
 #include "base/process.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -92,6 +93,7 @@ answer(const struct helper_ops *ops, int sock, const struct helper_ask *q)
 		fd = ops->mount(ops->arg);
 		a.rc = fd < 0 ? fd : 0;
 		let_go_of_stdio();
+		(void)sandbox_limit_helper(); /* it works with what it has, too */
 		break;
 	case HELPER_UNMOUNT:
 		a.rc = ops->unmount(ops->arg);

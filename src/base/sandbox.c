@@ -355,3 +355,19 @@ sandbox_enter(const struct sandbox_config *cfg, char *note, size_t note_cap, cha
 		rc = enter_seccomp(cfg, note, note_cap, err, cap);
 	return rc;
 }
+
+int
+sandbox_limit_helper(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	const uint32_t keep = 1u << CAP_SYS_ADMIN | 1u << CAP_SYS_PTRACE | 1u << CAP_DAC_READ_SEARCH;
+	struct __user_cap_data_struct caps[2];
+
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || syscall(SYS_capget, &head, caps) < 0)
+		return -errno;
+	caps[0].permitted &= keep;
+	caps[0].effective = caps[0].permitted;
+	caps[0].inheritable = 0;
+	memset(&caps[1], 0, sizeof(caps[1]));
+	return syscall(SYS_capset, &head, caps) < 0 ? -errno : 0;
+}

@@ -32,4 +32,10 @@ bool sandbox_supported(void);
  */
 int sandbox_enter(const struct sandbox_config *cfg, char *note, size_t note_cap, char *err, size_t cap);
 
+/**
+ * For the helper, once it has mounted: keep no capability but those for unmounting and for looking at tasks, and be closed to
+ * debuggers. Return: 0 or -errno.
+ */
+int sandbox_limit_helper(void);
+
 #endif
