@@ -35,6 +35,7 @@ struct recovery {
 	unsigned ndamage, cap;
 	bool dangling;    /* some change built on what was not there (yet) */
 	uint64_t missing; /* segments */
+	int refused;      /* what the replay of a record said, if that ended it */
 };
 
 static bool
@@ -439,12 +440,15 @@ replay(void *arg, const struct log_scan *sc)
 
 	switch (sc->event) {
 	case SCAN_RECORD:
-		return replay_record(rc, sc);
+		rc->refused = replay_record(rc, sc);
+		break;
 	case SCAN_DAMAGED:
-		return scan_damaged(rc, sc);
+		rc->refused = scan_damaged(rc, sc);
+		break;
 	default:
-		return scan_gap(rc, sc);
+		rc->refused = scan_gap(rc, sc);
 	}
+	return rc->refused;
 }
 
 /* ---- the end: which keys refer to what is not there ---- */
@@ -589,8 +593,10 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (!r) {
 		r = recover_from(&rc, from, &cut, err, cap);
 		loaded = !r;
-		if (r == -EUCLEAN || r == -EPROTONOSUPPORT)
-			goto out_free; /* files that are not ours: whoever puts them right needs the checkpoint as it is */
+		if (r && !rc.refused) {
+			free(rc.damage); /* the disk failed, not the checkpoint: nothing is tried again */
+			return r;
+		}
 		if (r && r != -ENOMEM)
 			diag_warn("the checkpoint does not fit the log (%s); reading the whole log", err);
 	} else if (r != -ENOENT) {
@@ -615,7 +621,6 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		review(&rc);
 		tomb_review(s, 0);
 	}
-out_free:
 	free(rc.damage);
 	return r;
 }
