@@ -11,16 +11,20 @@ DESTDIR ?=
 # Where mount(8) looks for helpers; empty: do not install mount.fuse.kvfs.
 MOUNT_HELPER_DIR ?= /sbin
 SYSCONFDIR ?= /etc
-# address, undefined or thread: builds into build-asan, build-ubsan, build-tsan
+# address, undefined or thread: builds into build-asan, build-ubsan, build-tsan; fuzz (clang): build-fuzz
 SAN    ?=
 WERROR ?=
 CFLAGS ?= -O2 -g
 LDFLAGS ?=
 PKG_CONFIG ?= pkg-config
+FUZZ_TIME ?= 60
+FUZZ_TARGETS ?=
+FUZZ_CC ?= clang
 
 SUFFIX.address := -asan
 SUFFIX.undefined := -ubsan
 SUFFIX.thread := -tsan
+SUFFIX.fuzz := -fuzz
 BUILD  ?= build$(SUFFIX.$(SAN))
 
 # ---- flags -----------------------------------------------------------------------------------------------------
@@ -38,12 +42,14 @@ HARDEN := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 \
 SANFLAGS :=
 else ifeq ($(SAN),address)
 SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else ifeq ($(SAN),fuzz)
+SANFLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 else
 SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers fuzz,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -63,7 +69,8 @@ ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now -Wl,-z,noexecstack $(SANFLAGS) $(LDFLAGS)
 LIB_SRC   := $(sort $(wildcard src/base/*.c src/store/*.c src/mount/*.c))
 CTL_SRC   := $(sort $(wildcard src/ctl/*.c))
 TEST_SRC  := $(sort $(wildcard tests/test_*.c))
-HELP_SRC  := $(sort $(filter-out $(TEST_SRC),$(wildcard tests/*.c)))
+FUZZ_MAIN := tests/fuzz/libfuzzer.c
+HELP_SRC  := $(sort $(filter-out $(TEST_SRC) $(FUZZ_MAIN),$(wildcard tests/*.c tests/fuzz/*.c)))
 MTEST_SRC := $(sort $(wildcard tests/mount/*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
 
@@ -82,7 +89,7 @@ say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
 .PHONY: all run check check-planted crash-campaign crash-replay check-asan check-tsan check-layers lint install uninstall
-.PHONY: help clean bench tests model-campaign kill-campaign powercut-campaign check-spin check-kernel FORCE
+.PHONY: help clean bench tests fuzz model-campaign kill-campaign powercut-campaign check-spin check-kernel FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -136,10 +143,13 @@ $(MTESTS) $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLL
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
+$(BUILD)/fuzz: $(call obj,$(FUZZ_MAIN)) $(TESTLIB) $(CTLLIB) $(LIB)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
+
 # Keep the objects of the tests: without this, make would treat them as intermediate and delete them.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC)))
+-include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC) $(FUZZ_MAIN)))
 
 # ---- run and check ---------------------------------------------------------------------------------------------
 run:
@@ -200,6 +210,11 @@ check-kernel:
 	@scripts/setup build test kernel
 	@$(MAKE) --no-print-directory tests
 	@BUILD='$(BUILD)' scripts/check-kernel
+# FUZZ_TIME: seconds for all targets together; FUZZ_TARGETS: only these; see scripts/fuzz.
+fuzz:
+	@scripts/setup build fuzz
+	@$(MAKE) --no-print-directory SAN=fuzz CC='$(FUZZ_CC)' BUILD=build-fuzz build-fuzz/fuzz
+	@BUILD=build-fuzz FUZZ_TIME='$(FUZZ_TIME)' FUZZ_TARGETS='$(FUZZ_TARGETS)' scripts/fuzz
 
 check-layers:
 	@scripts/check-layers
@@ -238,7 +253,7 @@ uninstall:
 	$(if $(MOUNT_HELPER_DIR),rm -f '$(DESTDIR)$(MOUNT_HELPER_DIR)/mount.fuse.kvfs')
 
 clean:
-	rm -rf build build-asan build-ubsan build-tsan
+	rm -rf build build-asan build-ubsan build-tsan build-fuzz
 
 help:
 	@echo 'make                 build/kvfs and build/kvfsctl'
@@ -254,6 +269,7 @@ help:
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
 	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
 	@echo 'make check-kernel    a short set of mount tests on the 6.1 kernel of Debian 12, booted in qemu'
+	@echo 'make fuzz            run the fuzz targets for FUZZ_TIME=$(FUZZ_TIME) seconds (clang)'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'

@@ -12,8 +12,10 @@
 #include "base/config.h"
 #include "base/datadir.h"
 #include "base/diag.h"
+#include "base/helper.h"
 #include "base/process.h"
 #include "base/resources.h"
+#include "base/sandbox.h"
 #include "mount/kvfs_mount.h"
 #include "mount/mountpoint.h"
 #include "mount/session.h"
@@ -50,6 +52,8 @@ struct app {
 	int lock_fd;
 	bool killed_here; /* the last kvfs on this data did not end by itself, and was mounted where we shall be */
 	int ready_fd;     /* to the waiting parent; -1 in the foreground */
+	struct helper *helper; /* mounts and unmounts for us; NULL: no sandbox */
+	bool by_helper;        /* it has mounted and not unmounted */
 	enum io_backend io;
 	struct disk *disk;
 	struct kvfs_mount *mount;
@@ -393,6 +397,79 @@ fuse_options(const struct app *a)
 	return n < 0 ? NULL : opts;
 }
 
+/* The arguments for libfuse. Return: 0 or -ENOMEM; fuse_opt_free_args() in either case. */
+static int
+fuse_arguments(const struct app *a, struct fuse_args *args)
+{
+	char *opts = fuse_options(a);
+	int rc = 0;
+
+	if (!opts || fuse_opt_add_arg(args, "kvfs") || fuse_opt_add_arg(args, "-o") || fuse_opt_add_arg(args, opts) ||
+	    (a->cl.debug && fuse_opt_add_arg(args, "-d"))) {
+		diag_err("out of memory");
+		rc = -ENOMEM;
+	}
+	free(opts);
+	return rc;
+}
+
+/* In the helper. */
+static int
+mount_for_us(void *arg)
+{
+	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	struct app *a = arg;
+	int rc = fuse_arguments(a, &args);
+
+	if (!rc)
+		rc = session_mount_only(&args, a->mountpoint);
+	fuse_opt_free_args(&args);
+	return rc;
+}
+
+static int
+unmount_for_us(void *arg)
+{
+	const struct app *a = arg;
+
+	return mountpoint_unmount(a->mountpoint);
+}
+
+static int
+unmount_by_helper(void *arg)
+{
+	struct app *a = arg;
+
+	a->by_helper = false;
+	return helper_unmount(a->helper);
+}
+
+/* Before anything of the store is read: give up what serving does not need, and leave the rest to the helper. */
+static int
+enter_sandbox(struct app *a)
+{
+	struct helper_ops ops = {.mount = mount_for_us, .unmount = unmount_for_us, .arg = a};
+	struct sandbox_config cfg = {.data = a->data, .readonly = a->cfg.ro, .strict = a->cfg.sandbox == CONFIG_SANDBOX_YES};
+	char note[128], err[DIAG_LINE_MAX];
+	int rc;
+
+	if (a->cfg.sandbox == CONFIG_SANDBOX_NO || (!cfg.strict && !sandbox_supported()))
+		return 0;
+	if (!a->cfg.max_memory) /* from files that are out of reach later */
+		a->cfg.max_memory = (int64_t)(resources_memory() / 2);
+	rc = helper_start(&ops, &a->helper);
+	if (rc) {
+		diag_err("sandbox: the helper process cannot be started: %s", strerror(-rc));
+		return rc;
+	}
+	rc = sandbox_enter(&cfg, note, sizeof(note), err, sizeof(err));
+	if (rc)
+		diag_err("sandbox: %s; sandbox=no does without", err);
+	else if (*note)
+		diag_info("sandbox: %s", note);
+	return rc;
+}
+
 static int
 start_session(struct app *a)
 {
@@ -405,13 +482,17 @@ start_session(struct app *a)
 		.init_flags = SESSION_INIT_DIRECT_IO_ALLOW_MMAP,
 	};
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
-	char *opts = fuse_options(a);
-	int rc = -ENOMEM;
+	int rc = fuse_arguments(a, &args);
 
-	if (!opts || fuse_opt_add_arg(&args, "kvfs") || fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts) ||
-	    (a->cl.debug && fuse_opt_add_arg(&args, "-d"))) {
-		diag_err("out of memory");
+	if (rc)
 		goto out_free;
+	if (a->helper) {
+		cfg.fuse_fd = rc = helper_mount(a->helper);
+		if (rc < 0)
+			goto out_free; /* the helper has said why */
+		a->by_helper = true;
+		cfg.unmount = unmount_by_helper;
+		cfg.unmount_arg = a;
 	}
 	rc = session_create(&args, mount_ops(), sizeof(struct fuse_lowlevel_ops), a->mount, a->mountpoint, &cfg,
 			    &a->session);
@@ -426,8 +507,9 @@ start_session(struct app *a)
 	if (rc)
 		diag_err("the mount at %s cannot be started: %s", a->mountpoint, strerror(-rc));
 out_free:
+	if (rc && !a->session && a->by_helper)
+		(void)unmount_by_helper(a); /* the first error is the one to tell */
 	fuse_opt_free_args(&args);
-	free(opts);
 	return rc;
 }
 
@@ -477,6 +559,7 @@ stop(struct app *a)
 	if (a->mount)
 		mount_destroy(a->mount);
 	disk_destroy(a->disk);
+	helper_end(a->helper);
 	if (a->lock_fd >= 0)
 		close(a->lock_fd);
 	return rc;
@@ -500,7 +583,9 @@ start(struct app *a)
 		return 0;
 	if (resources_raise_files() < 0)
 		diag_debug("the limit of open files stays as it is");
-	rc = choose_io(a);
+	rc = enter_sandbox(a);
+	if (rc == 0)
+		rc = choose_io(a);
 	if (rc == 0)
 		rc = create_mount(a);
 	if (rc == 0)

@@ -78,6 +78,8 @@ static const struct config_option options[] = {
 	{"umask", CONFIG_OCTAL, AT(umask), "0", NULL, NULL, 0, 0777, "an octal number from 0 to 0777; 0: the keys' own modes",
 	 "show every key with these permission bits taken away"},
 	{"ro", CONFIG_FLAG, AT(ro), "no", NULL, NULL, 0, 0, "yes or no", "mount read-only"},
+	{"sandbox", CONFIG_WORD, AT(sandbox), "auto", "auto|yes|no", NULL, 0, 0, NULL,
+	 "give up rights that serving does not need; auto: as far as the kernel can"},
 	{"log_level", CONFIG_WORD, AT(log_level), "info", "error|warning|info|debug", NULL, 0, 0, NULL,
 	 "which messages go to syslog, or to standard error in the foreground"},
 };

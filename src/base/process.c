@@ -154,3 +154,33 @@ process_is_dying(pid_t pid)
 		return true;
 	return stat_says_exiting(pid) || kill_is_pending(pid);
 }
+
+#define STAT_EXIT_CODE 52 /* the number of the field */
+
+int
+process_exit_code(pid_t tid, unsigned long *code)
+{
+	char path[64], line[2048], *p, *end;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = read(fd, line, sizeof(line) - 1);
+	close(fd);
+	if (n <= 0)
+		return n < 0 ? -errno : -ENODATA;
+	line[n] = '\0';
+	p = strrchr(line, ')'); /* behind the name, which may hold anything */
+	for (int field = 2; p && field < STAT_EXIT_CODE; field++) {
+		p = strchr(p, ' ');
+		p = p ? p + 1 : NULL;
+	}
+	if (!p)
+		return -ENODATA;
+	errno = 0;
+	*code = strtoul(p, &end, 10);
+	return end == p || errno ? -EINVAL : 0;
+}

@@ -29,6 +29,13 @@ int process_detach(int ready_fd);
  */
 void process_close_inherited(void);
 
+/**
+ * The exit code of a task on its way out, as /proc/TID/stat shows it: a signal's number in the low seven bits; 0 also where
+ * we may not trace the task. Any thread.
+ * Return: 0 or -errno.
+ */
+int process_exit_code(pid_t tid, unsigned long *code);
+
 /** Whether a process has ended, is ending, or has been sent SIGKILL. */
 bool process_is_dying(pid_t pid);
 

@@ -153,8 +153,8 @@ unmount_by_helper(const char *path)
 	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
 }
 
-static int
-unmount_dead(const char *path)
+int
+mountpoint_unmount(const char *path)
 {
 	if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
 		return 0;
@@ -178,7 +178,7 @@ replace_dead(const char *path, struct stat *st, char *err, size_t cap)
 			return -ENOTCONN;
 		}
 		if (rc == 0)
-			rc = unmount_dead(path);
+			rc = mountpoint_unmount(path);
 		if (rc) {
 			snprintf(err, cap, "mount point %s: a dead mount is in the way and cannot be unmounted: %s", path,
 				 strerror(-rc));

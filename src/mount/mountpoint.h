@@ -22,6 +22,12 @@ int mountpoint_resolve(const char *given, char **out, char *err, size_t cap);
 bool mountpoint_has_kvfs(const char *path);
 
 /**
+ * Unmount what is on top at `path`, with the help of fusermount3 where we may not: it goes from the tree at once, and in
+ * full when nobody uses it any more. Return: 0 or -errno.
+ */
+int mountpoint_unmount(const char *path);
+
+/**
  * Make sure that one can mount on `path`: a directory, no live kvfs on it. Dead ones ("Transport endpoint is not
  * connected") are unmounted, with a message; contents that the mount will hide are worth a warning.
  * @patience_ns: how long a kvfs there may take to turn out dead: the kernel takes the connection down some time after its

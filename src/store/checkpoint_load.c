@@ -507,7 +507,7 @@ load_first(struct load *ld, struct worker *w, struct log_pos *from)
 	ld->s->seq = get_le64(p + 16);
 	atomic_store(&ld->s->next_ino, get_le64(p + 24));
 	ld->total = get_le64(p + 32);
-	if (ld->total > ld->size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT)
+	if (ld->total > ld->size / ENTRY_FIXED || get_le64(p + 24) > INO_LIMIT || from->seg > LOG_SEGMENT_ID_MAX)
 		return -EIO;
 	return index_load_begin(ld->s->ix, ld->total);
 }

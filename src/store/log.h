@@ -77,6 +77,9 @@ struct record {
 #define REC_F_EXPIRED  0x02 /* REC_DEL: by TTL */
 #define REC_F_COPY     0x04 /* written by compaction */
 
+/* Segment ids end here (64 TiB written with the smallest segments): tables are indexed by them. */
+#define LOG_SEGMENT_ID_MAX (1u << 26)
+
 /** Where a record came to lie. */
 struct log_place {
 	uint32_t seg;

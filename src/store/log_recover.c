@@ -18,6 +18,7 @@
  * Layer: store. Threads: one, before any other uses the log.
  */
 #include "store/log_impl.h"
+#include "base/bytes.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -119,6 +120,28 @@ check_header(struct recovery *rc, struct found *f)
 	return f->head == -ENOMEM ? -ENOMEM : 0;
 }
 
+#define FAR_APART (1u << 20)
+
+/*
+ * A file whose id is far from the one before it: only if its header says so itself. Else a file of that name that somebody
+ * made would decide how large our tables are and which ids come next.
+ */
+static int
+check_id(struct recovery *rc, unsigned i, const char *name, int fd)
+{
+	uint32_t id = rc->f[i].id, before = i ? rc->f[i - 1].id : 0;
+	uint8_t head[SEGMENT_HEADER_FIXED];
+
+	if (id <= LOG_SEGMENT_ID_MAX && (!i || id - before <= FAR_APART))
+		return 0;
+	if (id <= LOG_SEGMENT_ID_MAX && !disk_pread_full(rc->lg->cfg.disk, fd, head, sizeof(head), 0) &&
+	    get_le32(head + 8) == SEGMENT_MAGIC && get_le32(head + 20) == id &&
+	    !memcmp(head + 24, rc->lg->cfg.uuid, sizeof(rc->lg->cfg.uuid)))
+		return 0;
+	return refuse(rc, -EUCLEAN, "%s is far from the other segments and none of this store; move it out of the data "
+		      "directory", name);
+}
+
 static int
 open_segment(struct recovery *rc, unsigned i)
 {
@@ -132,6 +155,11 @@ open_segment(struct recovery *rc, unsigned i)
 	LOG_RETRY(fd, d->ops->open(d, name, (rc->lg->cfg.readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC, 0));
 	if (fd < 0)
 		return refuse(rc, fd, "cannot open %s: %s", name, strerror(-fd));
+	r = check_id(rc, i, name, fd);
+	if (r) {
+		(void)d->ops->close(d, fd); /* nothing was written through it */
+		return r;
+	}
 	f->s = segment_add(rc->lg, f->id, fd);
 	if (!f->s) {
 		(void)d->ops->close(d, fd); /* nothing was written through it */
@@ -611,8 +639,9 @@ absent_in_header(struct recovery *rc, unsigned i)
 	p = reader_get(&w.r, 0, rc->f[i].h.size);
 	for (uint32_t k = 0; p && k < rc->f[i].h.nranges && !r; k++) {
 		range = segment_header_range(p, k);
-		for (uint32_t id = range.first; id - range.first < range.count && id <= rc->f[i].id && !r; id++)
-			if (rc->nlost < LOST_MAX && !is_present(rc, id))
+		for (uint32_t id = range.first;
+		     id - range.first < range.count && id <= rc->f[i].id && rc->nlost < LOST_MAX && !r; id++)
+			if (!is_present(rc, id))
 				r = add_id(&rc->lost, &rc->nlost, &rc->lost_cap, id);
 	}
 	reader_destroy(&w.r);

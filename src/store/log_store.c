@@ -569,7 +569,7 @@ scan_name(void *arg, const char *name)
 			return 0;
 	if (strlen(name) == 16 && sscanf(name, "seg-%8x.lo%c", &id, &tail) == 2 && tail == 'g' && id) {
 		sn->segments++;
-		if (id > sn->max_seg)
+		if (id > sn->max_seg && id <= LOG_SEGMENT_ID_MAX)
 			sn->max_seg = id;
 		return 0;
 	}
