@@ -535,6 +535,8 @@ main(int argc, char **argv)
 	struct app a = {.lock_fd = -1, .ready_fd = -1};
 	int rc;
 
+	if (process_fill_standard_fds())
+		return EXIT_FAILURE;
 	diag_open("kvfs");
 	fuse_set_log_func(take_fuse_message);
 	if (config_init(&a.cfg)) {

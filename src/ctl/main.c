@@ -4,6 +4,7 @@
  */
 #include "ctl/ctl.h"
 
+#include "base/process.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,6 +60,8 @@ main(int argc, char **argv)
 	const struct ctl_command *cmd;
 	const char *name = argc > 1 ? argv[1] : "";
 
+	if (process_fill_standard_fds())
+		return CTL_FAILED;
 	if (strcmp(name, "-h") == 0 || strcmp(name, "--help") == 0 || (strcmp(name, "help") == 0 && argc == 2))
 		return show_usage();
 	if (strcmp(name, "-V") == 0 || strcmp(name, "--version") == 0) {

@@ -114,6 +114,26 @@ case_keeps_no_descriptor_of_its_starter()
 	flock -n "$T/held" true || fail "the daemon holds a lock of the shell that started it"
 }
 
+# What the daemon opens must not take the numbers of closed standard descriptors.
+case_starts_with_closed_standard_descriptors()
+{
+	! is_mounted "$M" || stop
+	timeout 30 "$KVFS" "$D" "$M" -o "transport=$TRANSPORT" <&- >&- 2>&- || fail "status $?"
+	equal "$(cat "$M/key")" value
+	stop
+	# In the foreground, with words for a standard error that is not there: they must not go into the store's files.
+	"$KVFS" -f -o "$(opts log_level=debug)" "$M" <&- >&- 2>&- &
+	echo $! >> "$PIDS"
+	wait_for 20 is_mounted "$M" || fail "not mounted"
+	equal "$(cat "$M/key")" value
+	! grep -lr 'kvfs: ' "$D" || fail "messages in the store's files"
+	stop
+	timeout 30 "$KVFSCTL" check "$D" > "$T/words" 2>&1 || fail "$(cat "$T/words")"
+	refused "" sh -c "timeout 30 '$KVFSCTL' load '$D' <&- 2>&-"
+	! grep -lr 'kvfsctl: ' "$D" || fail "messages of kvfsctl in the store's files"
+	timeout 30 "$KVFSCTL" check "$D" > "$T/words" 2>&1 || fail "$(cat "$T/words")"
+}
+
 case_umount_and_mount_at_once()
 {
 	local i
