@@ -389,7 +389,14 @@ case_make_run_twice()
 	(cd "$TOP" && bash -e "$T/try") > "$T/tried" 2>&1 || fail "the three commands: $(tail -n 1 "$T/tried")"
 	BUILD=$BUILD "$TOP/scripts/run" "$T/run/mnt" "$T/run-data" > "$T/second" 2>&1 || fail "twice: $(cat "$T/second")"
 	grep -q 'already mounted' "$T/second" || fail "it does not say so"
+	refused "with other data, $T/run-data" env BUILD="$BUILD" "$TOP/scripts/run" "$T/run/mnt" "$T/run-data2"
 	umount "$T/run/mnt" || fail "umount"
+	# A tilde that the shell has not expanded.
+	(cd "$T" && HOME=$T/run BUILD=$BUILD SUDO_UID='' "$TOP/scripts/run" '~/mnt' '~/data') > "$T/third" 2>&1 ||
+		fail "with a tilde: $(cat "$T/third")"
+	grep -q "is mounted at $T/run/mnt, data in $T/run/data" "$T/third" || fail "with a tilde: $(cat "$T/third")"
+	umount "$T/run/mnt" || fail "umount"
+	refused "without the tilde" env SUDO_UID=1 BUILD="$BUILD" "$TOP/scripts/run" '~/mnt' '~/data'
 }
 
 run_cases 90
