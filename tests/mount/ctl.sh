@@ -414,6 +414,30 @@ case_large_damaged_values_are_not_dumped()
 	rm -rf "$T/other"
 }
 
+# A store that was unmounted a moment ago is still being closed: its tools wait for that.
+case_waits_for_a_store_that_is_stopping()
+{
+	local holder
+	need_engine
+	rm -rf "$D"
+	kv_mount || fail "no mount"
+	echo value > "$M/k"
+	kv_umount
+	(
+		exec 9>> "$D/lock"
+		flock 9
+		printf '%d\nstopping\n%s\n' "$BASHPID" "$M" > "$D/lock"
+		: > "$T/held"
+		sleep 2
+	) &
+	holder=$!
+	wait_for 10 test -e "$T/held"
+	status 0 ctl check "$D"
+	says "waiting for process $holder, which is still stopping"
+	rm "$T/held"
+	wait $holder
+}
+
 case_check_of_what_is_no_store()
 {
 	mkdir -p "$T/empty-dir"
