@@ -87,8 +87,9 @@ print_information(const struct cmdline *cl)
 		print_help();
 	else
 		printf("kvfs " KVFS_VERSION " (libfuse %s)\n", fuse_pkgversion());
-	if (fflush(stdout) != 0) {
-		diag_err("standard output: %s", strerror(errno));
+	/* An error may be of an earlier part, of which errno need not tell any more. */
+	if (ferror(stdout) || fflush(stdout) != 0) {
+		diag_err("cannot write to standard output: %s", strerror(errno ? errno : EIO));
 		return EXIT_FAILURE;
 	}
 	return EXIT_SUCCESS;

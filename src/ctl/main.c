@@ -5,7 +5,6 @@
 #include "ctl/ctl.h"
 
 #include "base/process.h"
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -38,10 +37,7 @@ show_usage(void)
 	}
 	puts("\nExit status: 0 done; 1 failed, or damage found; 2 wrong usage; 3 condition not met; 4 no such key.\n"
 	     "A key that begins with a dash: put -- before it.");
-	if (fflush(stdout) == 0)
-		return CTL_OK;
-	ctl_err("cannot write to standard output: %s", strerror(errno));
-	return CTL_FAILED;
+	return ctl_end_output();
 }
 
 static const struct ctl_command *
@@ -66,7 +62,7 @@ main(int argc, char **argv)
 		return show_usage();
 	if (strcmp(name, "-V") == 0 || strcmp(name, "--version") == 0) {
 		puts("kvfsctl " KVFS_VERSION);
-		return fflush(stdout) == 0 ? CTL_OK : CTL_FAILED;
+		return ctl_end_output();
 	}
 	if (!*name) {
 		ctl_err("no command given (kvfsctl -h lists them)");

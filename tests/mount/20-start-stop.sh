@@ -45,6 +45,8 @@ case_help_and_version()
 	grep -q -- '-o sync=always|fsync|never' "$T/help" || fail "no sync in the help"
 	"$KVFS" --version | grep -q '^kvfs [0-9]' || fail "--version"
 	"$KVFS" -V | grep -q libfuse || fail "-V"
+	refused "cannot write to standard output: No space left" sh -c "'$KVFS' -h > /dev/full"
+	refused "cannot write to standard output: No space left" sh -c "'$KVFS' -V > /dev/full"
 }
 
 case_wrong_usage()
@@ -52,6 +54,8 @@ case_wrong_usage()
 	refused usage "$KVFS"
 	refused usage "$KVFS" a b c
 	refused "unknown option -x" "$KVFS" -x "$M"
+	refused "the mount point is an empty string" "$KVFS" "$D" ""
+	refused "/: cannot be read: Is a directory" "$KVFS" -c / "$M"
 	refused "did you mean 'sync'" "$KVFS" -o "data=$D,synk=x" "$M"
 	refused "always|fsync|never" "$KVFS" -o "data=$D,sync=x" "$M"
 	refused "a size such as" "$KVFS" -o "data=$D,max_value=12Q" "$M"

@@ -53,6 +53,8 @@ case_usage_and_version()
 		status 2 ctl "$c" --nonsense
 		says nonsense
 	done
+	status 1 sh -c "'$KVFSCTL' --version > /dev/full"
+	says "cannot write to standard output: No space left"
 	status 2 ctl
 	status 2 ctl frobnicate
 	says "no command 'frobnicate'"
@@ -202,6 +204,9 @@ a, b = [json.loads(l) for l in open(sys.argv[1])]
 assert a["size"] == 3 and a["mode"] == "0644" and 45 < a["ttl"] <= 50 and a["version"] > 0, a
 assert b["key"] == "a\"\n\xff" and "ttl" not in b, b' "$T/json" || fail "$(cat "$T/json")"
 	rm "$M/$(printf 'a"\n\377')"
+	# More than one buffer of output on a full disk.
+	status 1 sh -c "'$KVFSCTL' info '$M' $(printf 'i %.0s' $(seq 100)) > /dev/full"
+	says "cannot write to standard output: No space left"
 }
 
 case_wrong_names_and_places()
