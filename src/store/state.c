@@ -77,7 +77,7 @@ static void
 live_trail(struct log_store *s, const struct trail *t, int sign)
 {
 	for (uint32_t i = 0; i < t->n; i++)
-		live_add(s, t->part[i].seg, sign * (int64_t)t->part[i].bytes);
+		live_add(s, t->part[i].seg, (int64_t)t->part[i].bytes * sign);
 }
 
 void
@@ -554,6 +554,7 @@ state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *s
 		live_value(s, st->value, 1);
 		large_install(s, e, st, &spare);
 	}
+	/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): large_install() took it */
 	s->keys++;
 	return 0;
 
