@@ -29,8 +29,6 @@
 #include <syslog.h>
 #include <unistd.h>
 
-#define LOCK_POLL_NS (20 * NS_PER_MSEC)
-
 static_assert((int)CONFIG_SYNC_ALWAYS == (int)STORE_ALWAYS && (int)CONFIG_SYNC_FSYNC == (int)STORE_FSYNC &&
 		      (int)CONFIG_SYNC_NEVER == (int)STORE_NEVER,
 	      "sync= and store_mode go together");
@@ -93,8 +91,9 @@ print_information(const struct cmdline *cl)
 		print_help();
 	else
 		printf("kvfs " KVFS_VERSION " (libfuse %s)\n", fuse_pkgversion());
-	if (fflush(stdout) != 0) {
-		diag_err("standard output: %s", strerror(errno));
+	/* An error may be of an earlier part, of which errno need not tell any more. */
+	if (ferror(stdout) || fflush(stdout) != 0) {
+		diag_err("cannot write to standard output: %s", strerror(errno ? errno : EIO));
 		return EXIT_FAILURE;
 	}
 	return EXIT_SUCCESS;
@@ -166,45 +165,15 @@ configure(struct app *a, int argc, char **argv)
 
 /* ---- data directory ---- */
 
-/* How long the holder of the lock may still need to go away by itself, in ns; 0: it has not begun to. */
-static int64_t
-patience_with(const struct datadir_holder *h)
-{
-	if (strcmp(h->what, "stopping") == 0)
-		return 60 * NS_PER_SEC;
-	if (h->pid == 0)
-		return NS_PER_SEC; /* between its lock and its first line */
-	if (process_is_dying(h->pid))
-		return 20 * NS_PER_SEC;
-	/* Unmounted a moment ago and not yet aware of it. */
-	if (strcmp(h->what, "mounted") == 0 && h->mountpoint[0] && !mountpoint_has_kvfs(h->mountpoint))
-		return 10 * NS_PER_SEC;
-	return 0;
-}
-
 /* Lock the data directory, waiting for a predecessor that is stopping. */
 static int
 lock_data(struct app *a)
 {
-	struct timespec pause = {.tv_nsec = LOCK_POLL_NS};
-	int64_t began = clock_monotonic_ns(), waited;
 	struct datadir_holder holder;
 	char err[DIAG_LINE_MAX];
-	bool told = false;
 	int rc;
 
-	for (;;) {
-		rc = datadir_lock(a->data, "starting", a->mountpoint, a->cfg.ro, &a->lock_fd, &holder, err, sizeof(err));
-		waited = clock_monotonic_ns() - began;
-		if (rc != -EBUSY || waited >= patience_with(&holder))
-			break;
-		if (waited >= NS_PER_SEC && !told) {
-			diag_info("waiting for process %d, which is still stopping", (int)holder.pid);
-			told = true;
-		}
-		/* An interrupted pause is only a shorter one. */
-		(void)nanosleep(&pause, NULL);
-	}
+	rc = datadir_lock_wait(a->data, "starting", a->mountpoint, a->cfg.ro, &a->lock_fd, &holder, err, sizeof(err));
 	if (rc)
 		diag_err("%s", err);
 	else
@@ -620,6 +589,8 @@ main(int argc, char **argv)
 	struct app a = {.lock_fd = -1, .ready_fd = -1};
 	int rc;
 
+	if (process_fill_standard_fds())
+		return EXIT_FAILURE;
 	diag_open("kvfs");
 	fuse_set_log_func(take_fuse_message);
 	if (config_init(&a.cfg)) {

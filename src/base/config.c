@@ -469,6 +469,7 @@ struct loader {
 	bool skip;    /* the section is for another mount: check its values, set nothing */
 	int lineno;   /* of the line that inih has now */
 	int rc;       /* of the first mistake */
+	int read_error; /* errno at the end of the file */
 	char *err;
 	size_t cap;
 };
@@ -546,6 +547,7 @@ read_line(char *buf, int num, void *arg)
 
 	n = getline(&raw, &cap, l->file);
 	if (n < 0) {
+		l->read_error = errno;
 		free(raw);
 		return NULL;
 	}
@@ -613,7 +615,7 @@ config_load(struct config *c, const char *path, const char *mountpoint, char *er
 	bad = ini_parse_stream(read_line, &l, take_pair, &l);
 	if (ferror(l.file)) {
 		l.rc = -EIO;
-		say(err, cap, "%s: cannot be read", path);
+		say(err, cap, "%s: cannot be read: %s", path, strerror(l.read_error));
 	} else if (bad > 0 && l.rc == 0) {
 		l.lineno = bad;
 		mistake(&l, -EINVAL, "not understood; allowed: NAME = VALUE, [SECTION], or a comment after '#'");

@@ -97,6 +97,19 @@ process_detach(int ready_fd)
 	return rc;
 }
 
+int
+process_fill_standard_fds(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF)
+			continue;
+		/* The lowest number that is free is this one. Not close-on-exec: children have the same need. */
+		if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0)
+			return -errno;
+	}
+	return 0;
+}
+
 void
 process_close_inherited(void)
 {

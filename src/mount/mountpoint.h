@@ -6,20 +6,14 @@
 #ifndef KVFS_MOUNT_MOUNTPOINT_H
 #define KVFS_MOUNT_MOUNTPOINT_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#define MOUNTPOINT_TYPE "fuse.kvfs"
 
 /**
  * The absolute, canonical form of a mount point, also when a dead mount hides what is there.
  * Return: 0 (*out is malloc'd), or -errno with one line for people in err.
  */
 int mountpoint_resolve(const char *given, char **out, char *err, size_t cap);
-
-/** Whether a kvfs, alive or dead, is what is mounted at the (canonical) path. */
-bool mountpoint_has_kvfs(const char *path);
 
 /**
  * Unmount what is on top at `path`, with the help of fusermount3 where we may not: it goes from the tree at once, and in

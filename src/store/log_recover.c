@@ -876,7 +876,7 @@ cut_tail(struct recovery *rc)
 	int r = last ? 0 : -ENOMEM;
 
 	for (unsigned i = t ? rc->tail_at : 0; i < rc->n && !r; i++)
-		r = count_cut(rc, i, &rc->f[i] == t ? t->end : 0, &last[i]);
+		r = count_cut(rc, i, t && &rc->f[i] == t ? t->end : 0, &last[i]);
 	if (r || rc->lg->cfg.readonly)
 		goto out;
 	for (unsigned i = rc->n; i-- > (t ? rc->tail_at + 1 : 0) && !r;)

@@ -81,7 +81,7 @@ static void
 live_trail(struct log_store *s, const struct trail *t, int sign)
 {
 	for (uint32_t i = 0; i < t->n; i++)
-		live_add(s, t->part[i].seg, sign * (int64_t)t->part[i].bytes);
+		live_add(s, t->part[i].seg, (int64_t)t->part[i].bytes * sign);
 }
 
 void
