@@ -11,16 +11,20 @@ DESTDIR ?=
 # Where mount(8) looks for helpers; empty: do not install mount.fuse.kvfs.
 MOUNT_HELPER_DIR ?= /sbin
 SYSCONFDIR ?= /etc
-# address, undefined or thread: builds into build-asan, build-ubsan, build-tsan
+# address, undefined or thread: builds into build-asan, build-ubsan, build-tsan; fuzz (clang): build-fuzz
 SAN    ?=
 WERROR ?=
 CFLAGS ?= -O2 -g
 LDFLAGS ?=
 PKG_CONFIG ?= pkg-config
+FUZZ_TIME ?= 60
+FUZZ_TARGETS ?=
+FUZZ_CC ?= clang
 
 SUFFIX.address := -asan
 SUFFIX.undefined := -ubsan
 SUFFIX.thread := -tsan
+SUFFIX.fuzz := -fuzz
 BUILD  ?= build$(SUFFIX.$(SAN))
 
 # ---- flags -----------------------------------------------------------------------------------------------------
@@ -38,12 +42,14 @@ HARDEN := -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 \
 SANFLAGS :=
 else ifeq ($(SAN),address)
 SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else ifeq ($(SAN),fuzz)
+SANFLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 else
 SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers fuzz bench,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -63,7 +69,8 @@ ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now -Wl,-z,noexecstack $(SANFLAGS) $(LDFLAGS)
 LIB_SRC   := $(sort $(wildcard src/base/*.c src/store/*.c src/mount/*.c))
 CTL_SRC   := $(sort $(wildcard src/ctl/*.c))
 TEST_SRC  := $(sort $(wildcard tests/test_*.c))
-HELP_SRC  := $(sort $(filter-out $(TEST_SRC),$(wildcard tests/*.c)))
+FUZZ_MAIN := tests/fuzz/libfuzzer.c
+HELP_SRC  := $(sort $(filter-out $(TEST_SRC) $(FUZZ_MAIN),$(wildcard tests/*.c tests/fuzz/*.c)))
 MTEST_SRC := $(sort $(wildcard tests/mount/*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
 BLIB_SRC  := $(sort $(wildcard tests/bench/lib/*.c))
@@ -83,8 +90,8 @@ ifeq ($(V),)
 say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
-.PHONY: model-campaign kill-campaign powercut-campaign check-spin check-kernel
-.PHONY: all run check check-asan check-tsan check-layers lint install uninstall help clean bench tests FORCE
+.PHONY: all run check check-planted crash-campaign crash-replay check-asan check-tsan check-layers lint install uninstall
+.PHONY: help clean bench benches tests fuzz model-campaign kill-campaign powercut-campaign check-spin check-kernel FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -123,9 +130,16 @@ $(BUILD)/kvfs: $(call obj,src/main.c) $(LIB)
 $(BUILD)/kvfsctl: $(call obj,src/ctl/main.c) $(CTLLIB) $(LIB)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
+# Functions that a test program puts a wrapper around: planted bugs (tests/crash_plant.c).
+CRASH_WRAP := getrandom log_store_open log_recover compact_step checkpoint_write log_sync_wait log_segment_retire log_append \
+	expire_op record_decode batch_header_decode batch_trailer_check tomb_needed first_segment op_try
+$(BUILD)/tests/test_crash: TEST_WRAP := $(CRASH_WRAP:%=-Wl,--wrap=%)
+ALLOC_WRAP := malloc calloc realloc posix_memalign aligned_alloc
+$(BUILD)/tests/test_crash_faults: TEST_WRAP := $(ALLOC_WRAP:%=-Wl,--wrap=%)
+
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
 
 $(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
@@ -154,11 +168,14 @@ $(BUILD)/tests/libbench.a: $(call obj,$(BLIB_SRC))
 $(BENCHES): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BENCHLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) $(RIVAL_LIBS) -lm
+$(BUILD)/fuzz: $(call obj,$(FUZZ_MAIN)) $(TESTLIB) $(CTLLIB) $(LIB)
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
 
 # Keep the objects of the tests: without this, make would treat them as intermediate and delete them.
 .SECONDARY:
 
 -include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC) $(BLIB_SRC)))
+-include $(patsubst %.o,%.d,$(call obj,src/main.c $(LIB_SRC) $(CTL_SRC) $(TEST_SRC) $(HELP_SRC) $(MTEST_SRC) $(BENCH_SRC) $(FUZZ_MAIN)))
 
 # ---- run and check ---------------------------------------------------------------------------------------------
 run:
@@ -170,6 +187,19 @@ check:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory tests
 	@BUILD='$(BUILD)' scripts/check
+
+# Planted bugs: which of them the crash explorer finds.
+check-planted: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --planted
+
+# Power cuts: 15 workloads x SEEDS x POINTS crash points x IMAGES, from seed SEED on, in JOBS processes.
+crash-campaign: $(BUILD)/tests/test_crash
+	@KVFS_CRASH_SEED='$(SEED)' KVFS_CRASH_JOBS='$(JOBS)' $(BUILD)/tests/test_crash --campaign $(or $(SEEDS),20) \
+		$(or $(POINTS),500) $(or $(IMAGES),6)
+
+# One of them again: WORKLOAD SEED [POINT IMAGE]; CX_VERBOSE=1 shows what the engine says and the disk was asked to do.
+crash-replay: $(BUILD)/tests/test_crash
+	@$(BUILD)/tests/test_crash --replay '$(or $(WORKLOAD),small-puts)' '$(or $(SEED),1)' $(POINT) $(IMAGE)
 
 check-asan:
 	@scripts/setup build test
@@ -206,6 +236,11 @@ check-kernel:
 	@scripts/setup build test kernel
 	@$(MAKE) --no-print-directory tests
 	@BUILD='$(BUILD)' scripts/check-kernel
+# FUZZ_TIME: seconds for all targets together; FUZZ_TARGETS: only these; see scripts/fuzz.
+fuzz:
+	@scripts/setup build fuzz
+	@$(MAKE) --no-print-directory SAN=fuzz CC='$(FUZZ_CC)' BUILD=build-fuzz build-fuzz/fuzz
+	@BUILD=build-fuzz FUZZ_TIME='$(FUZZ_TIME)' FUZZ_TARGETS='$(FUZZ_TARGETS)' scripts/fuzz
 
 check-layers:
 	@scripts/check-layers
@@ -216,8 +251,13 @@ lint: check-layers
 		--suppress=missingIncludeSystem -D_GNU_SOURCE -DKVFS_VERSION='""' -DKVFS_SYSCONFDIR='""' -Isrc src
 	clang-tidy --quiet --warnings-as-errors='*' $(TIDY_SRC) -- -std=gnu11 $(ALL_CPPFLAGS)
 
-bench: all $(BENCHES)
-	@if [ -x scripts/bench ]; then BUILD='$(BUILD)' scripts/bench $(BENCHFLAGS); else ls $(BENCHES); fi
+benches: all $(BENCHES)
+
+# BENCHFLAGS: --quick, --full, --growth, --plot …; `scripts/bench --help` lists them.
+bench:
+	@scripts/setup build bench
+	@$(MAKE) --no-print-directory benches
+	@BUILD='$(BUILD)' scripts/bench $(BENCHFLAGS)
 
 # ---- install ---------------------------------------------------------------------------------------------------
 MAN5 := $(sort $(wildcard man/*.5))
@@ -244,12 +284,15 @@ uninstall:
 	$(if $(MOUNT_HELPER_DIR),rm -f '$(DESTDIR)$(MOUNT_HELPER_DIR)/mount.fuse.kvfs')
 
 clean:
-	rm -rf build build-asan build-ubsan build-tsan
+	rm -rf build build-asan build-ubsan build-tsan build-fuzz
 
 help:
 	@echo 'make                 build/kvfs and build/kvfsctl'
 	@echo 'make run             install what is missing, build, mount at MNT=$(MNT) with DATA=$(DATA)'
 	@echo 'make check           install what tests need, build, run every test; last line: N passed, N failed'
+	@echo 'make check-planted   plant bugs in the store, one after the other: the crash explorer must find each'
+	@echo 'make crash-campaign  power cuts by the hundred thousand on a simulated disk (SEED, SEEDS=20 POINTS=500 IMAGES=6 JOBS=2)'
+	@echo 'make crash-replay    one of them again: WORKLOAD=name SEED=n [POINT=n IMAGE=n]'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
 	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
@@ -257,6 +300,7 @@ help:
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
 	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
 	@echo 'make check-kernel    a short set of mount tests on the 6.1 kernel of Debian 12, booted in qemu'
+	@echo 'make fuzz            run the fuzz targets for FUZZ_TIME=$(FUZZ_TIME) seconds (clang)'
 	@echo 'make lint            clang-tidy, cppcheck and the direction of includes'
 	@echo 'make bench           build and run the benchmarks'
 	@echo 'make install         to DESTDIR=$(DESTDIR) PREFIX=$(PREFIX); mount helper in MOUNT_HELPER_DIR=$(MOUNT_HELPER_DIR)'

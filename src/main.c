@@ -12,8 +12,10 @@
 #include "base/config.h"
 #include "base/datadir.h"
 #include "base/diag.h"
+#include "base/helper.h"
 #include "base/process.h"
 #include "base/resources.h"
+#include "base/sandbox.h"
 #include "mount/kvfs_mount.h"
 #include "mount/mountpoint.h"
 #include "mount/session.h"
@@ -26,8 +28,6 @@
 #include <sys/stat.h>
 #include <syslog.h>
 #include <unistd.h>
-
-#define LOCK_POLL_NS (20 * NS_PER_MSEC)
 
 static_assert((int)CONFIG_SYNC_ALWAYS == (int)STORE_ALWAYS && (int)CONFIG_SYNC_FSYNC == (int)STORE_FSYNC &&
 		      (int)CONFIG_SYNC_NEVER == (int)STORE_NEVER,
@@ -50,6 +50,8 @@ struct app {
 	int lock_fd;
 	bool killed_here; /* the last kvfs on this data did not end by itself, and was mounted where we shall be */
 	int ready_fd;     /* to the waiting parent; -1 in the foreground */
+	struct helper *helper; /* mounts and unmounts for us; NULL: no sandbox */
+	bool by_helper;        /* it has mounted and not unmounted */
 	enum io_backend io;
 	struct disk *disk;
 	struct kvfs_mount *mount;
@@ -89,8 +91,9 @@ print_information(const struct cmdline *cl)
 		print_help();
 	else
 		printf("kvfs " KVFS_VERSION " (libfuse %s)\n", fuse_pkgversion());
-	if (fflush(stdout) != 0) {
-		diag_err("standard output: %s", strerror(errno));
+	/* An error may be of an earlier part, of which errno need not tell any more. */
+	if (ferror(stdout) || fflush(stdout) != 0) {
+		diag_err("cannot write to standard output: %s", strerror(errno ? errno : EIO));
 		return EXIT_FAILURE;
 	}
 	return EXIT_SUCCESS;
@@ -162,45 +165,15 @@ configure(struct app *a, int argc, char **argv)
 
 /* ---- data directory ---- */
 
-/* How long the holder of the lock may still need to go away by itself, in ns; 0: it has not begun to. */
-static int64_t
-patience_with(const struct datadir_holder *h)
-{
-	if (strcmp(h->what, "stopping") == 0)
-		return 60 * NS_PER_SEC;
-	if (h->pid == 0)
-		return NS_PER_SEC; /* between its lock and its first line */
-	if (process_is_dying(h->pid))
-		return 20 * NS_PER_SEC;
-	/* Unmounted a moment ago and not yet aware of it. */
-	if (strcmp(h->what, "mounted") == 0 && h->mountpoint[0] && !mountpoint_has_kvfs(h->mountpoint))
-		return 10 * NS_PER_SEC;
-	return 0;
-}
-
 /* Lock the data directory, waiting for a predecessor that is stopping. */
 static int
 lock_data(struct app *a)
 {
-	struct timespec pause = {.tv_nsec = LOCK_POLL_NS};
-	int64_t began = clock_monotonic_ns(), waited;
 	struct datadir_holder holder;
 	char err[DIAG_LINE_MAX];
-	bool told = false;
 	int rc;
 
-	for (;;) {
-		rc = datadir_lock(a->data, "starting", a->mountpoint, a->cfg.ro, &a->lock_fd, &holder, err, sizeof(err));
-		waited = clock_monotonic_ns() - began;
-		if (rc != -EBUSY || waited >= patience_with(&holder))
-			break;
-		if (waited >= NS_PER_SEC && !told) {
-			diag_info("waiting for process %d, which is still stopping", (int)holder.pid);
-			told = true;
-		}
-		/* An interrupted pause is only a shorter one. */
-		(void)nanosleep(&pause, NULL);
-	}
+	rc = datadir_lock_wait(a->data, "starting", a->mountpoint, a->cfg.ro, &a->lock_fd, &holder, err, sizeof(err));
 	if (rc)
 		diag_err("%s", err);
 	else
@@ -393,6 +366,79 @@ fuse_options(const struct app *a)
 	return n < 0 ? NULL : opts;
 }
 
+/* The arguments for libfuse. Return: 0 or -ENOMEM; fuse_opt_free_args() in either case. */
+static int
+fuse_arguments(const struct app *a, struct fuse_args *args)
+{
+	char *opts = fuse_options(a);
+	int rc = 0;
+
+	if (!opts || fuse_opt_add_arg(args, "kvfs") || fuse_opt_add_arg(args, "-o") || fuse_opt_add_arg(args, opts) ||
+	    (a->cl.debug && fuse_opt_add_arg(args, "-d"))) {
+		diag_err("out of memory");
+		rc = -ENOMEM;
+	}
+	free(opts);
+	return rc;
+}
+
+/* In the helper. */
+static int
+mount_for_us(void *arg)
+{
+	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	struct app *a = arg;
+	int rc = fuse_arguments(a, &args);
+
+	if (!rc)
+		rc = session_mount_only(&args, a->mountpoint);
+	fuse_opt_free_args(&args);
+	return rc;
+}
+
+static int
+unmount_for_us(void *arg)
+{
+	const struct app *a = arg;
+
+	return mountpoint_unmount(a->mountpoint);
+}
+
+static int
+unmount_by_helper(void *arg)
+{
+	struct app *a = arg;
+
+	a->by_helper = false;
+	return helper_unmount(a->helper);
+}
+
+/* Before anything of the store is read: give up what serving does not need, and leave the rest to the helper. */
+static int
+enter_sandbox(struct app *a)
+{
+	struct helper_ops ops = {.mount = mount_for_us, .unmount = unmount_for_us, .arg = a};
+	struct sandbox_config cfg = {.data = a->data, .readonly = a->cfg.ro, .strict = a->cfg.sandbox == CONFIG_SANDBOX_YES};
+	char note[128], err[DIAG_LINE_MAX];
+	int rc;
+
+	if (a->cfg.sandbox == CONFIG_SANDBOX_NO || (!cfg.strict && !sandbox_supported()))
+		return 0;
+	if (!a->cfg.max_memory) /* from files that are out of reach later */
+		a->cfg.max_memory = (int64_t)(resources_memory() / 2);
+	rc = helper_start(&ops, &a->helper);
+	if (rc) {
+		diag_err("sandbox: the helper process cannot be started: %s", strerror(-rc));
+		return rc;
+	}
+	rc = sandbox_enter(&cfg, note, sizeof(note), err, sizeof(err));
+	if (rc)
+		diag_err("sandbox: %s; sandbox=no does without", err);
+	else if (*note)
+		diag_info("sandbox: %s", note);
+	return rc;
+}
+
 static int
 start_session(struct app *a)
 {
@@ -405,13 +451,17 @@ start_session(struct app *a)
 		.init_flags = SESSION_INIT_DIRECT_IO_ALLOW_MMAP,
 	};
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
-	char *opts = fuse_options(a);
-	int rc = -ENOMEM;
+	int rc = fuse_arguments(a, &args);
 
-	if (!opts || fuse_opt_add_arg(&args, "kvfs") || fuse_opt_add_arg(&args, "-o") || fuse_opt_add_arg(&args, opts) ||
-	    (a->cl.debug && fuse_opt_add_arg(&args, "-d"))) {
-		diag_err("out of memory");
+	if (rc)
 		goto out_free;
+	if (a->helper) {
+		cfg.fuse_fd = rc = helper_mount(a->helper);
+		if (rc < 0)
+			goto out_free; /* the helper has said why */
+		a->by_helper = true;
+		cfg.unmount = unmount_by_helper;
+		cfg.unmount_arg = a;
 	}
 	rc = session_create(&args, mount_ops(), sizeof(struct fuse_lowlevel_ops), a->mount, a->mountpoint, &cfg,
 			    &a->session);
@@ -426,8 +476,9 @@ start_session(struct app *a)
 	if (rc)
 		diag_err("the mount at %s cannot be started: %s", a->mountpoint, strerror(-rc));
 out_free:
+	if (rc && !a->session && a->by_helper)
+		(void)unmount_by_helper(a); /* the first error is the one to tell */
 	fuse_opt_free_args(&args);
-	free(opts);
 	return rc;
 }
 
@@ -477,6 +528,7 @@ stop(struct app *a)
 	if (a->mount)
 		mount_destroy(a->mount);
 	disk_destroy(a->disk);
+	helper_end(a->helper);
 	if (a->lock_fd >= 0)
 		close(a->lock_fd);
 	return rc;
@@ -500,7 +552,9 @@ start(struct app *a)
 		return 0;
 	if (resources_raise_files() < 0)
 		diag_debug("the limit of open files stays as it is");
-	rc = choose_io(a);
+	rc = enter_sandbox(a);
+	if (rc == 0)
+		rc = choose_io(a);
 	if (rc == 0)
 		rc = create_mount(a);
 	if (rc == 0)
@@ -535,6 +589,8 @@ main(int argc, char **argv)
 	struct app a = {.lock_fd = -1, .ready_fd = -1};
 	int rc;
 
+	if (process_fill_standard_fds())
+		return EXIT_FAILURE;
 	diag_open("kvfs");
 	fuse_set_log_func(take_fuse_message);
 	if (config_init(&a.cfg)) {

@@ -1,282 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * simdisk.c - see simdisk.h.
- *
- * Files are arrays of reference-counted 4 KiB pages, shared between a disk and its crash images and copied on write.
- * Each file keeps two contents: `cur`, what a reader sees, and in the replay of a crash `dur`, what is durable. A crash
- * image is made by replaying the record: flushed operations go into `dur`, the others wait in a list per file (and one for
- * the directory) until a flush, or until the image draws lots over them. The replay is kept between calls and only moves
- * forward, so making images at ascending points is cheap.
- */
-#include "simdisk.h"
+/* simdisk.c - see simdisk.h: the operations of the disk, the record of them, faults, questions. */
+#include "simdisk_impl.h"
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
-
-#define PAGE 4096u
-#define SECTOR 512u
-
-struct page {
-	_Atomic unsigned refs;
-	uint8_t bytes[PAGE];
-};
-
-struct content {
-	struct page **pages; /* NULL: zeros */
-	uint64_t npages, size;
-};
-
-struct file {
-	struct content cur;
-	uint64_t alloc; /* bytes allocated, from 0 */
-	unsigned opens;
-	bool linked;
-};
-
-struct entry {
-	char name[64];
-	unsigned file;
-};
-
-struct dir {
-	struct entry *e;
-	unsigned n, cap;
-};
-
-struct rec {
-	enum sim_op op;
-	unsigned file;
-	bool dsync, failed;
-	uint64_t off, len;
-	uint8_t *data;
-	char name[64], to[64];
-};
-
-struct pend {
-	uint64_t rec; /* number of the record */
-	bool must;    /* durable, but kept here for the order */
-	bool doomed;  /* its flush failed: will not be written any more */
-};
-
-struct pends {
-	struct pend *p;
-	unsigned n, cap;
-};
-
-/* The state of the replay. */
-struct replay {
-	uint64_t at;
-	struct content *dur;
-	struct pends *pend; /* per file */
-	struct dir dir;
-	struct pends dir_pend;
-	unsigned nfiles;
-};
-
-struct simdisk {
-	struct disk disk;
-	pthread_mutex_t lock;
-	struct file *files;
-	unsigned nfiles, files_cap;
-	struct dir dir;
-	int *fds; /* -> file, -1 free */
-	unsigned nfds;
-	struct rec *rec;
-	uint64_t nrec, rec_cap;
-	/* contents at the beginning of the record */
-	struct content *base;
-	struct dir base_dir;
-	unsigned nbase;
-	struct replay rp;
-	uint64_t counts[13];
-	unsigned fail_ops, ignore;
-	uint64_t fail_after, failures;
-	int fail_err, fail_next;
-	bool fail_sticky;
-	uint64_t capacity;
-};
-
-static struct simdisk *
-sim_of(struct disk *d)
-{
-	return (struct simdisk *)(void *)d;
-}
-
-static void *
-must_alloc(void *p)
-{
-	if (!p)
-		abort();
-	return p;
-}
-
-/* ---- contents ---- */
-
-static void
-page_put(struct page *p)
-{
-	if (p && --p->refs == 0)
-		free(p);
-}
-
-static void
-content_free(struct content *c)
-{
-	for (uint64_t i = 0; i < c->npages; i++)
-		page_put(c->pages[i]);
-	free(c->pages);
-	memset(c, 0, sizeof(*c));
-}
-
-static struct content
-content_copy(const struct content *c)
-{
-	struct content n = { .npages = c->npages, .size = c->size };
-
-	if (c->npages)
-		n.pages = must_alloc(malloc(c->npages * sizeof(*n.pages)));
-	for (uint64_t i = 0; i < c->npages; i++) {
-		n.pages[i] = c->pages[i];
-		if (n.pages[i])
-			n.pages[i]->refs++;
-	}
-	return n;
-}
-
-static void
-content_room(struct content *c, uint64_t npages)
-{
-	if (npages <= c->npages)
-		return;
-	c->pages = must_alloc(realloc(c->pages, npages * sizeof(*c->pages)));
-	memset(c->pages + c->npages, 0, (npages - c->npages) * sizeof(*c->pages));
-	c->npages = npages;
-}
-
-static uint8_t *
-page_for_write(struct content *c, uint64_t i)
-{
-	struct page *old = c->pages[i], *p;
-
-	if (old && old->refs == 1)
-		return old->bytes;
-	p = must_alloc(malloc(sizeof(*p)));
-	p->refs = 1;
-	if (old)
-		memcpy(p->bytes, old->bytes, PAGE);
-	else
-		memset(p->bytes, 0, PAGE);
-	page_put(old);
-	c->pages[i] = p;
-	return p->bytes;
-}
-
-static void
-content_write(struct content *c, uint64_t off, const uint8_t *data, uint64_t len)
-{
-	content_room(c, (off + len + PAGE - 1) / PAGE);
-	if (off + len > c->size)
-		c->size = off + len;
-	while (len) {
-		uint64_t in = off % PAGE, n = PAGE - in < len ? PAGE - in : len;
-
-		memcpy(page_for_write(c, off / PAGE) + in, data, n);
-		off += n;
-		data += n;
-		len -= n;
-	}
-}
-
-static uint64_t
-content_read(const struct content *c, uint64_t off, uint8_t *buf, uint64_t len)
-{
-	uint64_t done = 0;
-
-	if (off >= c->size)
-		return 0;
-	if (len > c->size - off)
-		len = c->size - off;
-	while (done < len) {
-		uint64_t in = off % PAGE, n = PAGE - in < len - done ? PAGE - in : len - done;
-		struct page *p = off / PAGE < c->npages ? c->pages[off / PAGE] : NULL;
-
-		if (p)
-			memcpy(buf + done, p->bytes + in, n);
-		else
-			memset(buf + done, 0, n);
-		off += n;
-		done += n;
-	}
-	return len;
-}
-
-static void
-content_truncate(struct content *c, uint64_t size)
-{
-	uint64_t keep = (size + PAGE - 1) / PAGE;
-
-	for (uint64_t i = keep; i < c->npages; i++) {
-		page_put(c->pages[i]);
-		c->pages[i] = NULL;
-	}
-	if (c->npages > keep)
-		c->npages = keep;
-	if (size < c->size && size % PAGE && size / PAGE < c->npages && c->pages[size / PAGE])
-		memset(page_for_write(c, size / PAGE) + size % PAGE, 0, PAGE - size % PAGE);
-	c->size = size;
-}
-
-/* ---- directories ---- */
-
-static struct entry *
-dir_find(const struct dir *dir, const char *name)
-{
-	for (unsigned i = 0; i < dir->n; i++)
-		if (!strcmp(dir->e[i].name, name))
-			return &dir->e[i];
-	return NULL;
-}
-
-static void
-dir_set(struct dir *dir, const char *name, unsigned file)
-{
-	struct entry *e = dir_find(dir, name);
-
-	if (!e) {
-		if (dir->n == dir->cap) {
-			dir->cap = dir->cap ? dir->cap * 2 : 16;
-			dir->e = must_alloc(realloc(dir->e, dir->cap * sizeof(*dir->e)));
-		}
-		e = &dir->e[dir->n++];
-		assert(strlen(name) < sizeof(e->name));
-		strcpy(e->name, name);
-	}
-	e->file = file;
-}
-
-static void
-dir_del(struct dir *dir, const char *name)
-{
-	struct entry *e = dir_find(dir, name);
-
-	if (e)
-		*e = dir->e[--dir->n];
-}
-
-static struct dir
-dir_copy(const struct dir *dir)
-{
-	struct dir n = { .n = dir->n, .cap = dir->n };
-
-	if (dir->n) {
-		n.e = must_alloc(malloc(dir->n * sizeof(*n.e)));
-		memcpy(n.e, dir->e, dir->n * sizeof(*n.e));
-	}
-	return n;
-}
 
 /* ---- the record ---- */
 
@@ -296,14 +25,30 @@ record(struct simdisk *sd, enum sim_op op, unsigned file)
 	return r;
 }
 
+static bool
+concerns(const struct simdisk *sd, const char *name)
+{
+	return !sd->only[0] || (name && !strncmp(name, sd->only, strlen(sd->only)));
+}
+
+/* It fails, but leaves its data in the cache. *err becomes what it says. */
+static bool
+is_late(int *err)
+{
+	if (*err >= -5000)
+		return false;
+	*err += 10000;
+	return true;
+}
+
 /* Count the operation; Return: 0, or what it shall say instead (SIM_SHORT: do half). */
 static int
-fault(struct simdisk *sd, enum sim_op op)
+fault(struct simdisk *sd, enum sim_op op, const char *name)
 {
 	int err;
 
 	sd->counts[__builtin_ctz(op)]++;
-	if (!(sd->fail_ops & op) || !sd->fail_after)
+	if (!(sd->fail_ops & op) || !sd->fail_after || !concerns(sd, name))
 		return 0;
 	if (--sd->fail_after)
 		return 0;
@@ -319,7 +64,7 @@ fault(struct simdisk *sd, enum sim_op op)
 
 /* ---- the operations ---- */
 
-static unsigned
+unsigned
 new_file(struct simdisk *sd)
 {
 	if (sd->nfiles == sd->files_cap) {
@@ -397,7 +142,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 
 	(void)mode;
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_OPEN);
+	ret = fault(sd, SIM_OPEN, name);
 	if (ret < 0)
 		goto out;
 	e = dir_find(&sd->dir, name);
@@ -407,6 +152,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 		ret = -EEXIST;
 	} else if (e) {
 		if (flags & O_TRUNC) {
+			ghost_add(sd, &sd->files[e->file].cur, 0);
 			r = record(sd, SIM_FTRUNCATE, e->file);
 			content_truncate(&sd->files[e->file].cur, 0);
 			sd->files[e->file].alloc = 0;
@@ -420,6 +166,7 @@ sim_open(struct disk *d, const char *name, int flags, mode_t mode)
 		r = record(sd, SIM_OPEN, file);
 		assert(strlen(name) < sizeof(r->name));
 		strcpy(r->name, name);
+		strcpy(sd->files[file].name, name);
 		ret = new_fd(sd, file);
 	}
 out:
@@ -435,8 +182,8 @@ sim_close(struct disk *d, int fd)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_CLOSE);
 	f = file_of(sd, fd, NULL);
+	ret = fault(sd, SIM_CLOSE, f->name);
 	f->opens--;
 	sd->fds[fd - 100000] = -1;
 	if (!f->opens && !f->linked)
@@ -455,8 +202,8 @@ sim_preadv(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, in
 
 	(void)rwf;
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_READ);
 	f = file_of(sd, fd, NULL);
+	ret = fault(sd, SIM_READ, f->name);
 	for (int i = 0; i < n && ret >= 0; i++) {
 		uint64_t len = ret == SIM_SHORT && iov[i].iov_len > 1 ? iov[i].iov_len / 2 : iov[i].iov_len;
 		uint64_t got = content_read(&f->cur, (uint64_t)(off + done), iov[i].iov_base, len);
@@ -495,15 +242,17 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 	struct rec *r;
 	unsigned file;
 	uint8_t *buf;
+	bool late;
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_WRITE);
-	if (ret < 0) {
+	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_WRITE, f->name);
+	late = is_late(&ret);
+	if (ret < 0 && !late) {
 		pthread_mutex_unlock(&sd->lock);
 		return ret;
 	}
-	f = file_of(sd, fd, &file);
 	buf = flatten(iov, n, &len);
 	if (ret == SIM_SHORT && len > 1)
 		len /= 2;
@@ -519,22 +268,25 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 	r->off = (uint64_t)off;
 	r->len = len;
 	r->data = buf;
-	r->dsync = rwf & RWF_DSYNC && !(sd->ignore & SIM_FDATASYNC);
+	r->failed = late;
+	r->dsync = rwf & RWF_DSYNC && !late && !(sd->ignore & SIM_WRITE && concerns(sd, f->name));
 	pthread_mutex_unlock(&sd->lock);
-	return (ssize_t)len;
+	return late ? ret : (ssize_t)len;
 }
 
 static int
 sim_fdatasync(struct disk *d, int fd)
 {
 	struct simdisk *sd = sim_of(d);
+	struct file *f;
 	unsigned file;
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FDATASYNC);
-	(void)file_of(sd, fd, &file);
-	if (ret != -EINTR && ret != -EAGAIN && !(sd->ignore & SIM_FDATASYNC))
+	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FDATASYNC, f->name);
+	(void)is_late(&ret); /* the same here */
+	if (ret != -EINTR && ret != -EAGAIN && !(sd->ignore & SIM_FDATASYNC && concerns(sd, f->name)))
 		record(sd, SIM_FDATASYNC, file)->failed = ret < 0;
 	pthread_mutex_unlock(&sd->lock);
 	return ret < 0 ? ret : 0;
@@ -551,8 +303,8 @@ sim_fallocate(struct disk *d, int fd, int mode, off_t off, off_t len)
 
 	assert(mode == 0);
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FALLOCATE);
 	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FALLOCATE, f->name);
 	old = f->alloc;
 	if (ret >= 0 && grow_alloc(sd, f, end) < end) {
 		f->alloc = old;
@@ -579,9 +331,11 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FTRUNCATE);
 	f = file_of(sd, fd, &file);
+	ret = fault(sd, SIM_FTRUNCATE, f->name);
 	if (ret >= 0) {
+		if ((uint64_t)size < f->cur.size)
+			ghost_add(sd, &f->cur, (uint64_t)size);
 		record(sd, SIM_FTRUNCATE, file)->len = (uint64_t)size;
 		content_truncate(&f->cur, (uint64_t)size);
 		if (f->alloc > ((uint64_t)size + PAGE - 1) / PAGE * PAGE)
@@ -595,6 +349,7 @@ sim_ftruncate(struct disk *d, int fd, off_t size)
 static void
 unlink_file(struct simdisk *sd, unsigned file)
 {
+	ghost_add(sd, &sd->files[file].cur, 0);
 	sd->files[file].linked = false;
 	if (!sd->files[file].opens)
 		content_free(&sd->files[file].cur);
@@ -610,7 +365,7 @@ sim_rename(struct disk *d, const char *from, const char *to)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_RENAME);
+	ret = fault(sd, SIM_RENAME, from);
 	e = dir_find(&sd->dir, from);
 	if (ret >= 0 && !e)
 		ret = -ENOENT;
@@ -625,6 +380,7 @@ sim_rename(struct disk *d, const char *from, const char *to)
 			unlink_file(sd, old->file);
 		dir_del(&sd->dir, from);
 		dir_set(&sd->dir, to, file);
+		strcpy(sd->files[file].name, to);
 		ret = 0;
 	}
 	pthread_mutex_unlock(&sd->lock);
@@ -639,7 +395,7 @@ sim_unlink(struct disk *d, const char *name)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_UNLINK);
+	ret = fault(sd, SIM_UNLINK, name);
 	e = dir_find(&sd->dir, name);
 	if (ret >= 0 && !e)
 		ret = -ENOENT;
@@ -660,7 +416,7 @@ sim_fsync_dir(struct disk *d)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_FSYNC_DIR);
+	ret = fault(sd, SIM_FSYNC_DIR, NULL);
 	if (ret >= 0 && !(sd->ignore & SIM_FSYNC_DIR))
 		(void)record(sd, SIM_FSYNC_DIR, 0);
 	pthread_mutex_unlock(&sd->lock);
@@ -674,7 +430,7 @@ sim_size(struct disk *d, int fd, uint64_t *size)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_SIZE);
+	ret = fault(sd, SIM_SIZE, file_of(sd, fd, NULL)->name);
 	*size = file_of(sd, fd, NULL)->cur.size;
 	pthread_mutex_unlock(&sd->lock);
 	return ret < 0 ? ret : 0;
@@ -688,7 +444,7 @@ sim_list(struct disk *d, int (*cb)(void *arg, const char *name), void *arg)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_LIST);
+	ret = fault(sd, SIM_LIST, NULL);
 	dir = dir_copy(&sd->dir);
 	pthread_mutex_unlock(&sd->lock);
 	if (ret == SIM_SHORT)
@@ -707,26 +463,12 @@ sim_space(struct disk *d, struct disk_space *out)
 	int ret;
 
 	pthread_mutex_lock(&sd->lock);
-	ret = fault(sd, SIM_SPACE);
+	ret = fault(sd, SIM_SPACE, NULL);
 	used = used_space(sd);
 	out->total = sd->capacity ? sd->capacity : UINT64_C(1) << 40;
 	out->free = out->avail = out->total > used ? out->total - used : 0;
 	pthread_mutex_unlock(&sd->lock);
 	return ret < 0 ? ret : 0;
-}
-
-static void
-replay_free(struct replay *rp)
-{
-	for (unsigned i = 0; i < rp->nfiles; i++) {
-		content_free(&rp->dur[i]);
-		free(rp->pend[i].p);
-	}
-	free(rp->dur);
-	free(rp->pend);
-	free(rp->dir.e);
-	free(rp->dir_pend.p);
-	memset(rp, 0, sizeof(*rp));
 }
 
 static void
@@ -739,6 +481,8 @@ sim_destroy(struct disk *d)
 		content_free(&sd->files[i].cur);
 	for (unsigned i = 0; i < sd->nbase; i++)
 		content_free(&sd->base[i]);
+	for (unsigned i = 0; i < GHOSTS; i++)
+		content_free(&sd->ghost[i].c);
 	for (uint64_t i = 0; i < sd->nrec; i++)
 		free(sd->rec[i].data);
 	free(sd->files);
@@ -776,287 +520,6 @@ simdisk_new(void)
 	sd->disk.ops = &sim_ops;
 	pthread_mutex_init(&sd->lock, NULL);
 	return &sd->disk;
-}
-
-/* ---- crashes ---- */
-
-struct lots {
-	uint64_t state;
-};
-
-static uint64_t
-draw(struct lots *l)
-{
-	uint64_t z = (l->state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
-
-static void
-pend_add(struct pends *ps, uint64_t rec, bool must)
-{
-	if (ps->n == ps->cap) {
-		ps->cap = ps->cap ? ps->cap * 2 : 8;
-		ps->p = must_alloc(realloc(ps->p, ps->cap * sizeof(*ps->p)));
-	}
-	ps->p[ps->n++] = (struct pend){ .rec = rec, .must = must };
-}
-
-static void
-apply_rec(struct content *c, const struct rec *r, uint64_t len)
-{
-	if (r->op == SIM_WRITE)
-		content_write(c, r->off, r->data, len);
-	else if (r->op == SIM_FALLOCATE && r->len > c->size)
-		c->size = r->len;
-	else if (r->op == SIM_FTRUNCATE)
-		content_truncate(c, r->len);
-}
-
-static void
-apply_dir(struct dir *dir, const struct rec *r)
-{
-	if (r->op == SIM_OPEN) {
-		dir_set(dir, r->name, r->file);
-	} else if (r->op == SIM_UNLINK) {
-		dir_del(dir, r->name);
-	} else {
-		dir_del(dir, r->name);
-		dir_set(dir, r->to, r->file);
-	}
-}
-
-static void
-replay_room(struct replay *rp, unsigned nfiles)
-{
-	if (nfiles <= rp->nfiles)
-		return;
-	rp->dur = must_alloc(realloc(rp->dur, nfiles * sizeof(*rp->dur)));
-	rp->pend = must_alloc(realloc(rp->pend, nfiles * sizeof(*rp->pend)));
-	memset(rp->dur + rp->nfiles, 0, (nfiles - rp->nfiles) * sizeof(*rp->dur));
-	memset(rp->pend + rp->nfiles, 0, (nfiles - rp->nfiles) * sizeof(*rp->pend));
-	rp->nfiles = nfiles;
-}
-
-/* All that is pending and not doomed becomes durable; a failed flush dooms it. */
-static void
-replay_flush(struct simdisk *sd, unsigned file, bool failed)
-{
-	struct replay *rp = &sd->rp;
-	struct pends *ps = &rp->pend[file];
-	bool doomed = false;
-
-	for (unsigned i = 0; i < ps->n; i++) {
-		if (failed)
-			ps->p[i].doomed |= !ps->p[i].must;
-		else
-			ps->p[i].must |= !ps->p[i].doomed;
-		doomed |= ps->p[i].doomed;
-	}
-	if (doomed || failed)
-		return; /* stays a list */
-	for (unsigned i = 0; i < ps->n; i++)
-		apply_rec(&rp->dur[file], &sd->rec[ps->p[i].rec], sd->rec[ps->p[i].rec].len);
-	ps->n = 0;
-}
-
-static void
-replay_one(struct simdisk *sd, uint64_t i)
-{
-	struct replay *rp = &sd->rp;
-	const struct rec *r = &sd->rec[i];
-	struct pends *ps;
-
-	replay_room(rp, r->file + 1);
-	ps = &rp->pend[r->file];
-	switch (r->op) {
-	case SIM_WRITE:
-		for (unsigned k = 0; r->dsync && k < ps->n; k++) /* the size is durable with it */
-			ps->p[k].must |= sd->rec[ps->p[k].rec].op != SIM_WRITE;
-		pend_add(ps, i, r->dsync);
-		break;
-	case SIM_FALLOCATE:
-	case SIM_FTRUNCATE:
-		pend_add(ps, i, false);
-		break;
-	case SIM_FDATASYNC:
-		replay_flush(sd, r->file, r->failed);
-		break;
-	case SIM_FSYNC_DIR:
-		for (unsigned k = 0; k < rp->dir_pend.n; k++)
-			apply_dir(&rp->dir, &sd->rec[rp->dir_pend.p[k].rec]);
-		rp->dir_pend.n = 0;
-		break;
-	default:
-		pend_add(&rp->dir_pend, i, false);
-	}
-}
-
-static void
-replay_to(struct simdisk *sd, uint64_t point)
-{
-	struct replay *rp = &sd->rp;
-
-	if (point < rp->at || !rp->dur) {
-		replay_free(rp);
-		replay_room(rp, sd->nbase ? sd->nbase : 1);
-		for (unsigned i = 0; i < sd->nbase; i++)
-			rp->dur[i] = content_copy(&sd->base[i]);
-		rp->dir = dir_copy(&sd->base_dir);
-	}
-	while (rp->at < point)
-		replay_one(sd, rp->at++);
-}
-
-/* 512 bytes that were written somewhere once. */
-static const uint8_t *
-stale_sector(const struct simdisk *sd, uint64_t upto, struct lots *l)
-{
-	for (int tries = 0; tries < 8; tries++) {
-		const struct rec *r = &sd->rec[draw(l) % (upto ? upto : 1)];
-
-		if (upto && r->op == SIM_WRITE && r->len >= SECTOR)
-			return r->data + draw(l) % (r->len / SECTOR) * SECTOR;
-	}
-	return NULL;
-}
-
-/* A write that nobody flushed: some sectors of it. */
-static void
-apply_part(struct simdisk *sd, struct content *c, const struct rec *r, uint64_t len, bool stale, struct lots *l)
-{
-	bool whole = draw(l) % 2;
-	bool there = draw(l) % 2;
-
-	if (!len)
-		return;
-	for (uint64_t at = 0; at < len;) {
-		uint64_t n = SECTOR - (r->off + at) % SECTOR;
-		const uint8_t *old;
-
-		if (n > len - at)
-			n = len - at;
-		if (whole ? there : draw(l) % 2) {
-			content_write(c, r->off + at, r->data + at, n);
-		} else if (stale && n == SECTOR && draw(l) % 4 == 0) {
-			old = stale_sector(sd, sd->rp.at, l);
-			if (old)
-				content_write(c, r->off + at, old, n);
-		}
-		at += n;
-	}
-}
-
-static struct content
-crash_content(struct simdisk *sd, unsigned file, uint64_t point, uint64_t cut, enum sim_crash kind, struct lots *l)
-{
-	struct content c = content_copy(&sd->rp.dur[file]);
-	struct pends *ps = &sd->rp.pend[file];
-	unsigned bias = (unsigned)(draw(l) % 4); /* 0: nothing more, 3: nearly all */
-
-	for (unsigned i = 0; i < ps->n; i++) {
-		const struct rec *r = &sd->rec[ps->p[i].rec];
-		uint64_t len = ps->p[i].rec == point - 1 && r->op == SIM_WRITE && cut < r->len ? cut : r->len;
-		bool must = (ps->p[i].must && len == r->len) || kind == SIM_EXACT;
-
-		if (must)
-			apply_rec(&c, r, len);
-		else if (kind == SIM_LOST)
-			continue;
-		else if (r->op != SIM_WRITE && draw(l) % 2)
-			apply_rec(&c, r, r->len);
-		else if (r->op == SIM_WRITE && draw(l) % 4 < bias)
-			apply_rec(&c, r, len);
-		else if (r->op == SIM_WRITE)
-			apply_part(sd, &c, r, len, kind == SIM_STALE, l);
-	}
-	return c;
-}
-
-static struct dir
-crash_dir(struct simdisk *sd, enum sim_crash kind, struct lots *l)
-{
-	struct dir dir = dir_copy(&sd->rp.dir);
-
-	for (unsigned i = 0; i < sd->rp.dir_pend.n; i++)
-		if (kind == SIM_EXACT || (kind != SIM_LOST && draw(l) % 2))
-			apply_dir(&dir, &sd->rec[sd->rp.dir_pend.p[i].rec]);
-	return dir;
-}
-
-/* A new disk with these names and contents; takes over `dir`. */
-static struct simdisk *
-disk_from(struct dir dir, struct content (*get)(void *arg, unsigned file), void *arg)
-{
-	struct simdisk *n = sim_of(simdisk_new());
-
-	n->dir = dir;
-	for (unsigned i = 0; i < dir.n; i++) {
-		unsigned file = new_file(n);
-
-		n->files[file].cur = get(arg, dir.e[i].file);
-		n->files[file].linked = true;
-		n->files[file].alloc = (n->files[file].cur.size + PAGE - 1) / PAGE * PAGE;
-		dir.e[i].file = file;
-	}
-	n->nbase = n->nfiles;
-	n->base = must_alloc(calloc(n->nbase + 1, sizeof(*n->base)));
-	for (unsigned i = 0; i < n->nbase; i++)
-		n->base[i] = content_copy(&n->files[i].cur);
-	n->base_dir = dir_copy(&n->dir);
-	return n;
-}
-
-struct crash_arg {
-	struct simdisk *sd;
-	uint64_t point, cut;
-	enum sim_crash kind;
-	struct lots *lots;
-};
-
-static struct content
-get_crash(void *arg, unsigned file)
-{
-	struct crash_arg *a = arg;
-
-	replay_room(&a->sd->rp, file + 1);
-	return crash_content(a->sd, file, a->point, a->cut, a->kind, a->lots);
-}
-
-struct disk *
-simdisk_crash(struct disk *d, uint64_t point, uint64_t cut, enum sim_crash kind, uint64_t seed)
-{
-	struct simdisk *sd = sim_of(d), *n;
-	struct lots l = { .state = seed * 0x100000001b3u + point };
-	struct crash_arg a = { .sd = sd, .point = point, .cut = cut, .kind = kind, .lots = &l };
-
-	pthread_mutex_lock(&sd->lock);
-	assert(point <= sd->nrec);
-	replay_to(sd, point);
-	n = disk_from(crash_dir(sd, kind, &l), get_crash, &a);
-	n->capacity = sd->capacity;
-	pthread_mutex_unlock(&sd->lock);
-	return &n->disk;
-}
-
-static struct content
-get_copy(void *arg, unsigned file)
-{
-	return content_copy(&((struct simdisk *)arg)->files[file].cur);
-}
-
-struct disk *
-simdisk_copy(struct disk *d)
-{
-	struct simdisk *sd = sim_of(d), *n;
-
-	pthread_mutex_lock(&sd->lock);
-	n = disk_from(dir_copy(&sd->dir), get_copy, sd);
-	n->capacity = sd->capacity;
-	pthread_mutex_unlock(&sd->lock);
-	return &n->disk;
 }
 
 /* ---- settings and questions ---- */
@@ -1145,6 +608,17 @@ simdisk_count(struct disk *d, unsigned ops)
 }
 
 void
+simdisk_only(struct disk *d, const char *prefix)
+{
+	struct simdisk *sd = sim_of(d);
+
+	pthread_mutex_lock(&sd->lock);
+	assert(!prefix || strlen(prefix) < sizeof(sd->only));
+	strcpy(sd->only, prefix ? prefix : "");
+	pthread_mutex_unlock(&sd->lock);
+}
+
+void
 simdisk_ignore(struct disk *d, unsigned ops)
 {
 	struct simdisk *sd = sim_of(d);
@@ -1202,6 +676,7 @@ simdisk_poke(struct disk *d, const char *name, uint64_t off, const void *buf, si
 		dir_set(&sd->dir, name, file);
 		f = &sd->files[file];
 		f->linked = true;
+		strcpy(f->name, name);
 	}
 	content_write(&f->cur, off, buf, len);
 	return 0;
@@ -1239,6 +714,29 @@ simdisk_remove(struct disk *d, const char *name)
 	unlink_file(sd, e->file);
 	dir_del(&sd->dir, name);
 	return 0;
+}
+
+void
+simdisk_print(struct disk *d, uint64_t from, uint64_t to)
+{
+	struct simdisk *sd = sim_of(d);
+
+	for (unsigned i = 0; i < sd->base_dir.n; i++)
+		fprintf(stderr, "      - %s, %llu bytes\n", sd->base_dir.e[i].name,
+			(unsigned long long)sd->base[sd->base_dir.e[i].file].size);
+	for (uint64_t i = from; i < to && i < sd->nrec; i++) {
+		static const char *const names[] = { "create", "close", "read", "write", "fdatasync", "fallocate",
+						     "ftruncate", "rename", "unlink", "fsync dir" };
+		const struct rec *r = &sd->rec[i];
+
+		fprintf(stderr, "  %5llu %s %s%s%s", (unsigned long long)i, names[__builtin_ctz(r->op)],
+			r->op == SIM_FSYNC_DIR ? "" : r->name[0] ? r->name : sd->files[r->file].name, r->to[0] ? " to " : "",
+			r->to);
+		if (r->op == SIM_WRITE || r->op == SIM_FALLOCATE || r->op == SIM_FTRUNCATE)
+			fprintf(stderr, " [%llu, %llu)", (unsigned long long)r->off,
+				(unsigned long long)(r->off + r->len));
+		fprintf(stderr, "%s%s\n", r->dsync ? " dsync" : "", r->failed ? " FAILED" : "");
+	}
 }
 
 unsigned

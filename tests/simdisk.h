@@ -39,7 +39,8 @@ enum sim_crash {
 	SIM_EXACT,   /* all operations before the point, none after: as a kill of the process */
 	SIM_LOST,    /* only what is durable */
 	SIM_REORDER, /* what is durable, and a random part of the rest, sector by sector */
-	SIM_STALE,   /* the same, and lost sectors show old bytes of other places instead of what was there */
+	SIM_STALE,   /* the same, and lost sectors and space that was just allocated show old bytes: of deleted and cut files at
+			the same offset, as recycled blocks do, or of anywhere */
 	SIM_NCRASH,
 };
 
@@ -72,7 +73,15 @@ uint64_t simdisk_failures(struct disk *d);
 /** How many operations of these kinds there have been. */
 uint64_t simdisk_count(struct disk *d, unsigned ops);
 
-/** These operations say 0 and do nothing (fdatasync, fsync_dir; RWF_DSYNC with SIM_FDATASYNC): a planted bug. */
+/**
+ * A write or flush that says `err` (-errno) and yet leaves the data in the cache, where it can be read, but never goes to
+ * stable storage: for simdisk_fail.
+ */
+#define SIM_LATE(err) ((err) - 10000)
+/** Faults (and what is ignored) concern only files whose names begin with `prefix`; NULL: all. */
+void simdisk_only(struct disk *d, const char *prefix);
+
+/** These operations say 0 and do nothing: fdatasync, fsync_dir; SIM_WRITE: writes, but without RWF_DSYNC. Planted bugs. */
 void simdisk_ignore(struct disk *d, unsigned ops);
 
 /** Size of the disk in bytes; 0: without bound (the default). */
@@ -87,6 +96,13 @@ int simdisk_poke(struct disk *d, const char *name, uint64_t off, const void *buf
 int simdisk_remove(struct disk *d, const char *name);
 /** A second disk with the same content, nothing recorded. */
 struct disk *simdisk_copy(struct disk *d);
+/**
+ * Let what `old` had when it crashed after `point` operations be what recycled blocks of `d` show (SIM_STALE): `d` is the
+ * crash image, on which the test goes on.
+ */
+void simdisk_keep_old(struct disk *d, struct disk *old, uint64_t point);
+/** Print recorded operations [from, to) to stderr, and what the disk held before the first. */
+void simdisk_print(struct disk *d, uint64_t from, uint64_t to);
 /** Open descriptors: to find leaks. */
 unsigned simdisk_open_files(struct disk *d);
 

@@ -974,7 +974,7 @@ forgotten_flush_would_be_noticed(void **state)
 		struct env e = env_new(what == 0, 48 << 10);
 		uint64_t n;
 
-		simdisk_ignore(e.d, what ? SIM_FSYNC_DIR : SIM_FDATASYNC);
+		simdisk_ignore(e.d, what ? SIM_FSYNC_DIR : SIM_FDATASYNC | SIM_WRITE);
 		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 		run_workload(&e, &h, 5);
 		n = simdisk_recorded(e.d);

@@ -982,6 +982,78 @@ a_damaged_checkpoint_falls_back_to_the_log(void **state)
 	free(p);
 }
 
+#define MANY 60000u /* more than one thread loads them */
+
+static void
+put_many(struct sl *sl, unsigned round)
+{
+	static char big[20000];
+
+	for (unsigned i = round % 3; i < MANY; i += round % 3 + 1) {
+		struct store_commit c = { .set = i % 5 ? 0 : STORE_SET_EXPIRY | STORE_SET_OWNER,
+					  .attr = { .expires = sl->now + 1000000 + i, .uid = i % 7, .gid = 1 } };
+		char key[16], v[16];
+
+		snprintf(key, sizeof(key), "key-%u", i);
+		snprintf(v, sizeof(v), "%u.%u", i, round);
+		memcpy(big, v, sizeof(v));
+		assert_int_equal(sl_put_with(sl, key, i % 1000 ? v : big, i % 1000 ? strlen(v) : sizeof(big), &c), 0);
+	}
+}
+
+static void
+check_many(struct sl *sl, unsigned rounds)
+{
+	struct store_stats st;
+
+	for (unsigned i = 0; i < MANY; i++) {
+		char key[16], v[16], *got;
+		unsigned last = 0;
+		struct store_attr a;
+		size_t n;
+
+		for (unsigned r = 1; r < rounds; r++)
+			if (i % (r % 3 + 1) == r % 3 % (r % 3 + 1))
+				last = r;
+		snprintf(key, sizeof(key), "key-%u", i);
+		snprintf(v, sizeof(v), "%u.%u", i, last);
+		assert_int_equal(sl_stat(sl, key, &a), 0);
+		assert_int_equal(a.expires, i % 5 ? 0 : sl->now + 1000000 + i);
+		assert_int_equal(a.uid, i % 5 ? 0 : i % 7);
+		assert_int_equal(a.size, i % 1000 ? strlen(v) : 20000);
+		if (i % 13 && i % 1000)
+			continue;
+		assert_int_equal(sl_get(sl, key, &got, &n), 0);
+		assert_memory_equal(got, v, strlen(v));
+		free(got);
+	}
+	store_get_stats(sl->st, &st);
+	assert_int_equal(st.keys, MANY);
+	check_accounts(sl);
+	assert_int_equal(index_check(to_ls(sl->st)->ix), 0);
+}
+
+static void
+many_keys_are_loaded_and_replayed_by_several_threads(void **state)
+{
+	struct sl *sl = *state;
+
+	put_many(sl, 0);
+	sl_abandon(sl); /* all from the log */
+	assert_int_equal(sl_open(sl), 0);
+	check_many(sl, 1);
+	sl_reopen(sl); /* all from the checkpoint */
+	check_many(sl, 1);
+	put_many(sl, 1);
+	sl_abandon(sl); /* both */
+	assert_int_equal(sl_open(sl), 0);
+	check_many(sl, 2);
+	assert_int_equal(sl_close(sl), 0);
+	write_over(sl, "checkpoint", 3000000, "\xff\x5a", 2); /* noticed in the middle of the load */
+	assert_int_equal(sl_open(sl), 0);
+	check_many(sl, 2);
+}
+
 static void
 a_damaged_record_answers_eio_and_nothing_older(void **state)
 {
@@ -1306,6 +1378,7 @@ main(void)
 		T(compaction_never_brings_deleted_keys_back),
 		T(compaction_spares_data_of_commits_under_way),
 		T(a_damaged_checkpoint_falls_back_to_the_log),
+		T(many_keys_are_loaded_and_replayed_by_several_threads),
 		T(a_damaged_record_answers_eio_and_nothing_older),
 		T(damaged_data_of_a_large_value_answers_eio),
 		T(a_full_quota_refuses_writes_and_lets_deletes_make_room),

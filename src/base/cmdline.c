@@ -205,6 +205,10 @@ take_operands(struct cmdline *c, struct config *cfg, int n, char **operands, cha
 		if (config_set(cfg, "data", data, CONFIG_FROM_COMMAND, err, cap))
 			return -EINVAL;
 	}
+	if (!*operands[n - 1]) {
+		snprintf(err, cap, "the mount point is an empty string; usage: kvfs [options] MOUNTPOINT");
+		return -EINVAL;
+	}
 	return set_string(&c->mountpoint, operands[n - 1]);
 }
 

@@ -78,6 +78,8 @@ static const struct config_option options[] = {
 	{"umask", CONFIG_OCTAL, AT(umask), "0", NULL, NULL, 0, 0777, "an octal number from 0 to 0777; 0: the keys' own modes",
 	 "show every key with these permission bits taken away"},
 	{"ro", CONFIG_FLAG, AT(ro), "no", NULL, NULL, 0, 0, "yes or no", "mount read-only"},
+	{"sandbox", CONFIG_WORD, AT(sandbox), "auto", "auto|yes|no", NULL, 0, 0, NULL,
+	 "give up rights that serving does not need; auto: as far as the kernel can"},
 	{"log_level", CONFIG_WORD, AT(log_level), "info", "error|warning|info|debug", NULL, 0, 0, NULL,
 	 "which messages go to syslog, or to standard error in the foreground"},
 };
@@ -467,6 +469,7 @@ struct loader {
 	bool skip;    /* the section is for another mount: check its values, set nothing */
 	int lineno;   /* of the line that inih has now */
 	int rc;       /* of the first mistake */
+	int read_error; /* errno at the end of the file */
 	char *err;
 	size_t cap;
 };
@@ -544,6 +547,7 @@ read_line(char *buf, int num, void *arg)
 
 	n = getline(&raw, &cap, l->file);
 	if (n < 0) {
+		l->read_error = errno;
 		free(raw);
 		return NULL;
 	}
@@ -611,7 +615,7 @@ config_load(struct config *c, const char *path, const char *mountpoint, char *er
 	bad = ini_parse_stream(read_line, &l, take_pair, &l);
 	if (ferror(l.file)) {
 		l.rc = -EIO;
-		say(err, cap, "%s: cannot be read", path);
+		say(err, cap, "%s: cannot be read: %s", path, strerror(l.read_error));
 	} else if (bad > 0 && l.rc == 0) {
 		l.lineno = bad;
 		mistake(&l, -EINVAL, "not understood; allowed: NAME = VALUE, [SECTION], or a comment after '#'");

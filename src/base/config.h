@@ -19,6 +19,7 @@ enum config_sync { CONFIG_SYNC_ALWAYS, CONFIG_SYNC_FSYNC, CONFIG_SYNC_NEVER };
 enum config_names { CONFIG_NAMES_DURABLE, CONFIG_NAMES_ORDERED };
 enum config_transport { CONFIG_TRANSPORT_AUTO, CONFIG_TRANSPORT_DEV, CONFIG_TRANSPORT_URING };
 enum config_io { CONFIG_IO_AUTO, CONFIG_IO_URING, CONFIG_IO_POOL };
+enum config_sandbox { CONFIG_SANDBOX_AUTO, CONFIG_SANDBOX_YES, CONFIG_SANDBOX_NO };
 enum config_level { CONFIG_LEVEL_ERROR, CONFIG_LEVEL_WARNING, CONFIG_LEVEL_INFO, CONFIG_LEVEL_DEBUG };
 
 enum config_type {
@@ -46,14 +47,14 @@ struct config_option {
 	const char *help;        /* for people: what it does, one line */
 };
 
-#define CONFIG_OPTIONS 23
+#define CONFIG_OPTIONS 24
 
 /** Where a value comes from; the later ones beat the earlier ones, whatever the order in which they are read. */
 enum config_source { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_SECTION, CONFIG_FROM_COMMAND };
 
 struct config {
 	char *data;
-	unsigned sync, names, transport, io, log_level;
+	unsigned sync, names, transport, io, sandbox, log_level;
 	bool allow_other, ro;
 	int64_t sync_interval, default_ttl, spin; /* ns */
 	int64_t max_value, max_size, max_memory, max_buffers, segment_size, compact_rate, checkpoint_interval; /* bytes */

@@ -4,6 +4,10 @@
  */
 #include "base/datadir.h"
 
+#include "base/clock.h"
+#include "base/diag.h"
+#include "base/mounts.h"
+#include "base/process.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pwd.h>
@@ -12,7 +16,10 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+#define LOCK_POLL_NS (20 * NS_PER_MSEC)
 
 char *
 datadir_default(void)
@@ -245,6 +252,45 @@ datadir_lock(const char *path, const char *what, const char *mountpoint, bool re
 	}
 	close(fd);
 	return rc;
+}
+
+/* How long the holder of the lock may still need to go away by itself, in ns; 0: it has not begun to. */
+static int64_t
+patience_with(const struct datadir_holder *h)
+{
+	if (strcmp(h->what, "stopping") == 0)
+		return 60 * NS_PER_SEC;
+	if (h->pid == 0)
+		return NS_PER_SEC; /* between its lock and its first line */
+	if (process_is_dying(h->pid))
+		return 20 * NS_PER_SEC;
+	/* Unmounted a moment ago and not yet aware of it. */
+	if (strcmp(h->what, "mounted") == 0 && h->mountpoint[0] && !mounts_have_kvfs(h->mountpoint))
+		return 10 * NS_PER_SEC;
+	return 0;
+}
+
+int
+datadir_lock_wait(const char *path, const char *what, const char *mountpoint, bool readonly, int *out,
+		  struct datadir_holder *holder, char *err, size_t cap)
+{
+	struct timespec pause = {.tv_nsec = LOCK_POLL_NS};
+	int64_t began = clock_monotonic_ns(), waited;
+	bool told = false;
+	int rc;
+
+	for (;;) {
+		rc = datadir_lock(path, what, mountpoint, readonly, out, holder, err, cap);
+		waited = clock_monotonic_ns() - began;
+		if (rc != -EBUSY || waited >= patience_with(holder))
+			return rc;
+		if (waited >= NS_PER_SEC && !told) {
+			diag_info("waiting for process %d, which is still stopping", (int)holder->pid);
+			told = true;
+		}
+		/* An interrupted pause is only a shorter one. */
+		(void)nanosleep(&pause, NULL);
+	}
 }
 
 void

@@ -57,6 +57,13 @@ bool datadir_overlaps(const char *a, const char *b);
 int datadir_lock(const char *path, const char *what, const char *mountpoint, bool readonly, int *fd,
 		 struct datadir_holder *holder, char *err, size_t cap);
 
+/**
+ * The same, but wait for a holder that is stopping, was unmounted a moment ago or is dying: `umount M; kvfsctl dump D`
+ * must not depend on luck. A message tells of a wait that is longer than a second.
+ */
+int datadir_lock_wait(const char *path, const char *what, const char *mountpoint, bool readonly, int *fd,
+		      struct datadir_holder *holder, char *err, size_t cap);
+
 /** Change what the lock file says. Best effort: the file only informs. */
 void datadir_lock_update(int fd, const char *what, const char *mountpoint);
 

@@ -97,6 +97,19 @@ process_detach(int ready_fd)
 	return rc;
 }
 
+int
+process_fill_standard_fds(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF)
+			continue;
+		/* The lowest number that is free is this one. Not close-on-exec: children have the same need. */
+		if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0)
+			return -errno;
+	}
+	return 0;
+}
+
 void
 process_close_inherited(void)
 {
@@ -153,4 +166,34 @@ process_is_dying(pid_t pid)
 	if (kill(pid, 0) < 0 && errno == ESRCH)
 		return true;
 	return stat_says_exiting(pid) || kill_is_pending(pid);
+}
+
+#define STAT_EXIT_CODE 52 /* the number of the field */
+
+int
+process_exit_code(pid_t tid, unsigned long *code)
+{
+	char path[64], line[2048], *p, *end;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = read(fd, line, sizeof(line) - 1);
+	close(fd);
+	if (n <= 0)
+		return n < 0 ? -errno : -ENODATA;
+	line[n] = '\0';
+	p = strrchr(line, ')'); /* behind the name, which may hold anything */
+	for (int field = 2; p && field < STAT_EXIT_CODE; field++) {
+		p = strchr(p, ' ');
+		p = p ? p + 1 : NULL;
+	}
+	if (!p)
+		return -ENODATA;
+	errno = 0;
+	*code = strtoul(p, &end, 10);
+	return end == p || errno ? -EINVAL : 0;
 }

@@ -29,6 +29,21 @@ int process_detach(int ready_fd);
  */
 void process_close_inherited(void);
 
+/**
+ * The exit code of a task on its way out, as /proc/TID/stat shows it: a signal's number in the low seven bits; 0 also where
+ * we may not trace the task. Any thread.
+ * Return: 0 or -errno.
+ */
+int process_exit_code(pid_t tid, unsigned long *code);
+
+/**
+ * Have all three standard descriptors: one that the caller had closed becomes /dev/null, opened so that using it fails
+ * as before (EBADF). Else the next file that is opened takes its number, and a message goes into a segment of the log.
+ * First thing in main().
+ * Return: 0 or -errno.
+ */
+int process_fill_standard_fds(void);
+
 /** Whether a process has ended, is ending, or has been sent SIGKILL. */
 bool process_is_dying(pid_t pid);
 

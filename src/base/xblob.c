@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/xattr.h>
 
@@ -48,6 +49,20 @@ find_entry(const uint8_t *blob, uint32_t size, const char *name, uint32_t name_l
 	return rc == 1 ? 0 : rc == 0 ? -ENODATA : rc;
 }
 
+/* Whether all of it is entries. */
+static bool
+is_sound(const uint8_t *blob, uint32_t size)
+{
+	uint32_t at = 0, nl, vl;
+	const char *n;
+	const void *v;
+	int rc;
+
+	while ((rc = xblob_next(blob, size, &at, &n, &nl, &v, &vl)) == 1)
+		;
+	return rc == 0;
+}
+
 int
 xblob_get(const uint8_t *blob, uint32_t size, const char *name, uint32_t name_len, const void **val, uint32_t *len)
 {
@@ -70,6 +85,8 @@ xblob_set(uint8_t *blob, uint32_t *size, uint32_t cap, const char *name, uint32_
 	uint8_t *e;
 	int err = find_entry(blob, *size, name, name_len, &from, &to);
 
+	if (!is_sound(blob, *size)) /* what is appended to damage might become a part of it */
+		return -EINVAL;
 	if (err && (err != -ENODATA || !val || (flags & XATTR_REPLACE)))
 		return err;
 	if (!err && (flags & XATTR_CREATE))

@@ -30,7 +30,7 @@ int xblob_get(const uint8_t *blob, uint32_t size, const char *name, uint32_t nam
  * @cap: bytes that the blob has room for
  * @flags: XATTR_CREATE, XATTR_REPLACE or 0
  * Return: 0, -ENOSPC (does not fit), -EEXIST/-ENODATA (by flags; -ENODATA also when there is nothing to remove),
- * -EINVAL.
+ * -EINVAL (also: the blob is damaged).
  */
 int xblob_set(uint8_t *blob, uint32_t *size, uint32_t cap, const char *name, uint32_t name_len, const void *val,
 	      uint32_t len, int flags);

@@ -10,7 +10,6 @@
 #include "ctl/data.h"
 
 #include "base/clock.h"
-#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -194,10 +193,8 @@ say_result(const struct check *c, const char *path, unsigned engine_problems)
 		       (unsigned long long)damaged, damaged == 1 ? " is" : "s are");
 	else
 		printf("no problem found\n");
-	if (fflush(stdout) != 0) {
-		ctl_err("cannot write to standard output: %s", strerror(errno));
+	if (ctl_end_output() != CTL_OK)
 		return CTL_FAILED;
-	}
 	return all ? CTL_FAILED : CTL_OK;
 }
 

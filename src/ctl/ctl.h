@@ -81,6 +81,9 @@ void ctl_progress_quiet(void);
 /** Text as a JSON string, on standard output. Bytes beyond ASCII count as Latin-1: keys need not be UTF-8. */
 void ctl_print_json_string(const char *s);
 
+/** The end of a command's output. Return: CTL_OK, or CTL_FAILED with a message: not all of it could be written. */
+int ctl_end_output(void);
+
 /** 1234567 bytes as "1.2 MiB". In one of a few static buffers. */
 const char *ctl_show_bytes(uint64_t bytes);
 

@@ -61,7 +61,7 @@ data_lock(const char *path, const char *what, bool readonly, bool create, struct
 		ctl_err("%s", err);
 		return CTL_FAILED;
 	}
-	rc = datadir_lock(path, what, NULL, readonly, &out->lock_fd, &holder, err, sizeof(err));
+	rc = datadir_lock_wait(path, what, NULL, readonly, &out->lock_fd, &holder, err, sizeof(err));
 	if (rc) {
 		ctl_err("%s", err);
 		return CTL_FAILED;

@@ -234,11 +234,8 @@ run_info(int argc, char **argv)
 		worst = rc != CTL_OK ? rc : worst;
 	}
 	mnt_close(&m);
-	if (fflush(stdout) != 0) {
-		ctl_err("cannot write to standard output: %s", strerror(errno));
-		return CTL_FAILED;
-	}
-	return worst;
+	rc = ctl_end_output();
+	return rc != CTL_OK ? rc : worst;
 }
 
 const struct ctl_command ctl_info = {
@@ -262,7 +259,7 @@ show_ttl(const char *path, const char *key)
 	if (err && err != -ENODATA)
 		return mnt_fail("read the TTL of", key, err);
 	puts(err ? "none" : ttl);
-	return fflush(stdout) == 0 ? CTL_OK : CTL_FAILED;
+	return ctl_end_output();
 }
 
 static int

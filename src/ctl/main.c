@@ -4,7 +4,7 @@
  */
 #include "ctl/ctl.h"
 
-#include <errno.h>
+#include "base/process.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -38,10 +38,7 @@ show_usage(void)
 	}
 	puts("\nExit status: 0 done; 1 failed, or damage found; 2 wrong usage; 3 condition not met; 4 no such key.\n"
 	     "A key that begins with a dash: put -- before it.");
-	if (fflush(stdout) == 0)
-		return CTL_OK;
-	ctl_err("cannot write to standard output: %s", strerror(errno));
-	return CTL_FAILED;
+	return ctl_end_output();
 }
 
 static const struct ctl_command *
@@ -60,11 +57,13 @@ main(int argc, char **argv)
 	const struct ctl_command *cmd;
 	const char *name = argc > 1 ? argv[1] : "";
 
+	if (process_fill_standard_fds())
+		return CTL_FAILED;
 	if (strcmp(name, "-h") == 0 || strcmp(name, "--help") == 0 || (strcmp(name, "help") == 0 && argc == 2))
 		return show_usage();
 	if (strcmp(name, "-V") == 0 || strcmp(name, "--version") == 0) {
 		puts("kvfsctl " KVFS_VERSION);
-		return fflush(stdout) == 0 ? CTL_OK : CTL_FAILED;
+		return ctl_end_output();
 	}
 	if (!*name) {
 		ctl_err("no command given (kvfsctl -h lists them)");

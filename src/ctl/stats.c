@@ -61,10 +61,7 @@ show(char *text, bool json)
 		show_json(text);
 	else
 		fputs(text, stdout);
-	if (fflush(stdout) == 0)
-		return CTL_OK;
-	ctl_err("cannot write to standard output: %s", strerror(errno));
-	return CTL_FAILED;
+	return ctl_end_output();
 }
 
 /* ---- of a mount ---- */

@@ -224,6 +224,18 @@ ctl_print_json_string(const char *s)
 	putchar('"');
 }
 
+int
+ctl_end_output(void)
+{
+	/* An error may be of an earlier part, after which the last one got through (or is forgotten). */
+	bool failed = ferror(stdout) != 0;
+
+	if (fflush(stdout) == 0 && !failed)
+		return CTL_OK;
+	ctl_err("cannot write to standard output: %s", strerror(failed && errno == 0 ? EIO : errno));
+	return CTL_FAILED;
+}
+
 /* ---- options ---- */
 
 static int
@@ -231,11 +243,7 @@ show_help(const struct ctl_command *cmd)
 {
 	printf("Usage: kvfsctl %s %s\n%c%s.\n\n%s", cmd->name, cmd->args, toupper((unsigned char)cmd->summary[0]),
 	       cmd->summary + 1, cmd->help);
-	if (fflush(stdout) != 0) {
-		ctl_err("cannot write to standard output: %s", strerror(errno));
-		return CTL_FAILED;
-	}
-	return CTL_OK;
+	return ctl_end_output();
 }
 
 int

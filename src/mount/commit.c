@@ -441,8 +441,13 @@ edit_step(struct rq *r)
 			.attr = {.mtime = d->mtime, .atime = d->atime},
 		};
 		/* fallthrough */
-	case 5:
-		r->err = store_commit(m->store, &r->commit, rq_store(r, 1));
+	case 5: /* again after an uncertain result: a replacement under way, or committed meanwhile, must not be undone */
+		if (k->publishing)
+			return rq_park(r, &k->turn_waiters);
+		if (r->draft->stale)
+			r->err = -ESTALE;
+		else
+			r->err = store_commit(m->store, &r->commit, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */

@@ -46,6 +46,33 @@ lookup_absent(struct rq *r, struct key *k)
 	return RQ_DONE;
 }
 
+/*
+ * The second walk of a thread that an OPEN has sent away: what the name stands for now is kept for it, so that somebody
+ * who replaces the key over and over by rename cannot send it away again (the kernel would tell the program ESTALE).
+ */
+static enum rq_result
+lookup_again(struct rq *r, struct key *k, struct move *lost)
+{
+	struct kvfs_mount *m = r->m;
+	bool writer = lost->writer;
+	struct node *n = writer ? node_new(m, k) : key_node(m, k, r->attr.version);
+
+	if (!n)
+		return rq_err(r, -ENOMEM);
+	if (!writer && n != k->edit_node && !(n->snap && n->version == r->attr.version)) {
+		struct msnap *s = msnap_new(r->raw_snap);
+
+		if (s) {
+			r->raw_snap = NULL;
+			node_set_snap(m, n, s, &r->attr);
+		}
+	}
+	move_add(m, r->pid, k, n, writer);
+	move_end(m, lost);
+	attr_overlay(m, k, n, &r->attr);
+	return entry_reply(r, n, &r->attr, true);
+}
+
 static enum rq_result
 lookup_found(struct rq *r)
 {
@@ -71,6 +98,12 @@ lookup_found(struct rq *r)
 		return entry_reply(r, mv->node, &r->attr, true);
 	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
 		return entry_reply(r, mv->node, &mv->node->attr, true);
+	if (r->raw_snap && !mv) {
+		struct move *lost = move_find(m, r->pid, NULL);
+
+		if (lost)
+			return lookup_again(r, k, lost);
+	}
 	n = key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
@@ -91,10 +124,19 @@ lookup_key(struct rq *r)
 	r->key = k;
 }
 
+static void
+lookup_drop_snap(struct rq *r)
+{
+	if (r->raw_snap)
+		store_snap_close(r->m->store, r->raw_snap);
+	r->raw_snap = NULL;
+}
+
 static enum rq_result
 lookup_step(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
+	enum rq_result res;
 
 	switch (r->state) {
 	case 0:
@@ -103,16 +145,24 @@ lookup_step(struct rq *r)
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
+		if (move_find(m, r->pid, NULL))
+			r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr,
+						 rq_store(r, 1));
+		else
+			r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
 	default:
+		if (r->err)
+			r->raw_snap = NULL;
 		if (r->key && (r->err == 0 || r->err == -ENOENT)) { /* revalidation does not hold the directory's lock */
 			bool again;
 
-			if (turn_watch(r, r->key, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
+			if (turn_watch(r, r->key, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT) {
+				lookup_drop_snap(r);
 				return again ? lookup_step(r) : RQ_WAIT;
+			}
 		}
 		if (r->err == -ENOENT)
 			return lookup_absent(r, r->key);
@@ -122,7 +172,9 @@ lookup_step(struct rq *r)
 			return rq_err(r, r->err);
 		/* A key object that appeared meanwhile. */
 		lookup_key(r);
-		return lookup_found(r);
+		res = lookup_found(r);
+		lookup_drop_snap(r);
+		return res;
 	}
 }
 
@@ -294,6 +346,8 @@ getattr_step(struct rq *r)
 		}
 		if (!own)
 			own = r->err == -ENOENT || n->hidden ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
+		if (!own && r->err && n->claimed) /* on his way to a second replacement of the key */
+			own = key_own_writer(k, r->pid);
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -648,6 +702,8 @@ setattr_size(struct rq *r)
 			h->written = true;
 			h->dying = false;
 		} else {
+			if (!h && key_settle(r, k, NULL) == RQ_WAIT) /* an empty value closed before must not come after */
+				return RQ_WAIT;
 			if (r->key)
 				key_put(m, r->key);
 			r->key = key_ref(k);

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/diag.h"
+#include "base/mounts.h"
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
@@ -76,60 +77,6 @@ mountpoint_resolve(const char *given, char **out, char *err, size_t cap)
 	return rc;
 }
 
-/* Undo the \ooo escapes of mountinfo, in place. */
-static void
-unescape(char *s)
-{
-	char *to = s;
-
-	while (*s) {
-		if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' && s[3] <= '7') {
-			*to++ = (char)((s[1] - '0') * 64 + (s[2] - '0') * 8 + (s[3] - '0'));
-			s += 4;
-		} else {
-			*to++ = *s++;
-		}
-	}
-	*to = '\0';
-}
-
-/* The type of what is mounted on top at exactly `path`; "" when nothing is. Return: 0 or -errno. */
-static int
-mounted_type(const char *path, char *type, size_t cap)
-{
-	FILE *f = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL;
-	size_t size = 0;
-
-	if (!f)
-		return -errno;
-	type[0] = '\0';
-	/* 36 35 98:0 /root /mount/point rw,noatime shared:1 - ext4 /dev/root rw */
-	while (getline(&line, &size, f) > 0) {
-		char *field = line, *where = NULL, *dash;
-
-		for (int i = 0; i < 5 && field; i++)
-			where = strsep(&field, " ");
-		dash = field ? strstr(field, " - ") : NULL;
-		if (!where || !dash)
-			continue;
-		unescape(where);
-		if (strcmp(where, path) == 0)
-			snprintf(type, cap, "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3);
-	}
-	free(line);
-	fclose(f);
-	return 0;
-}
-
-bool
-mountpoint_has_kvfs(const char *path)
-{
-	char type[64];
-
-	return mounted_type(path, type, sizeof(type)) == 0 && strcmp(type, MOUNTPOINT_TYPE) == 0;
-}
-
 /* Let the setuid helper unmount for a user who may not. */
 static int
 unmount_by_helper(const char *path)
@@ -153,8 +100,8 @@ unmount_by_helper(const char *path)
 	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
 }
 
-static int
-unmount_dead(const char *path)
+int
+mountpoint_unmount(const char *path)
 {
 	if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
 		return 0;
@@ -171,14 +118,14 @@ replace_dead(const char *path, struct stat *st, char *err, size_t cap)
 	for (n = 0; n < MAX_DEAD_MOUNTS && stat(path, st) < 0; n++) {
 		if (errno != ENOTCONN && errno != ECONNABORTED)
 			break;
-		rc = mounted_type(path, type, sizeof(type));
-		if (rc == 0 && strcmp(type, MOUNTPOINT_TYPE) != 0) {
+		rc = mounts_get_type(path, type, sizeof(type));
+		if (rc == 0 && strcmp(type, MOUNTS_TYPE) != 0) {
 			snprintf(err, cap, "mount point %s: a dead mount of type %s is in the way; unmount it: umount -l %s",
 				 path, *type ? type : "unknown", path);
 			return -ENOTCONN;
 		}
 		if (rc == 0)
-			rc = unmount_dead(path);
+			rc = mountpoint_unmount(path);
 		if (rc) {
 			snprintf(err, cap, "mount point %s: a dead mount is in the way and cannot be unmounted: %s", path,
 				 strerror(-rc));
@@ -218,7 +165,7 @@ mountpoint_prepare(const char *path, int64_t patience_ns, char *err, size_t cap)
 		rc = replace_dead(path, &st, err, cap);
 		if (rc)
 			return rc;
-		if (!mountpoint_has_kvfs(path) || clock_monotonic_ns() - began >= patience_ns)
+		if (!mounts_have_kvfs(path) || clock_monotonic_ns() - began >= patience_ns)
 			break;
 		/* An interrupted pause is only a shorter one. */
 		(void)nanosleep(&pause, NULL);
@@ -232,7 +179,7 @@ mountpoint_prepare(const char *path, int64_t patience_ns, char *err, size_t cap)
 		snprintf(err, cap, "mount point %s is not a directory", path);
 		return -ENOTDIR;
 	}
-	if (mountpoint_has_kvfs(path)) {
+	if (mounts_have_kvfs(path)) {
 		snprintf(err, cap, "a kvfs is mounted at %s already; unmount it first: umount %s", path, path);
 		return -EBUSY;
 	}

@@ -6,11 +6,8 @@
 #ifndef KVFS_MOUNT_MOUNTPOINT_H
 #define KVFS_MOUNT_MOUNTPOINT_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#define MOUNTPOINT_TYPE "fuse.kvfs"
 
 /**
  * The absolute, canonical form of a mount point, also when a dead mount hides what is there.
@@ -18,8 +15,11 @@
  */
 int mountpoint_resolve(const char *given, char **out, char *err, size_t cap);
 
-/** Whether a kvfs, alive or dead, is what is mounted at the (canonical) path. */
-bool mountpoint_has_kvfs(const char *path);
+/**
+ * Unmount what is on top at `path`, with the help of fusermount3 where we may not: it goes from the tree at once, and in
+ * full when nobody uses it any more. Return: 0 or -errno.
+ */
+int mountpoint_unmount(const char *path);
 
 /**
  * Make sure that one can mount on `path`: a directory, no live kvfs on it. Dead ones ("Transport endpoint is not

@@ -109,6 +109,41 @@ setattr_pending(const struct rq *r, struct node *n)
 	return n->setattr_until != 0;
 }
 
+/* Have the kernel look the name up again, to a fresh private node of what it finds. */
+static enum rq_result
+writer_elsewhere(struct rq *r, struct node *n)
+{
+	struct node *w = node_new(r->m, n->key);
+
+	if (!w)
+		return rq_err(r, -ENOMEM);
+	w->hidden = n->hidden;
+	r->m->counters.moves_writer++;
+	move_add(r->m, r->pid, n->key, w, true);
+	return rq_err(r, -ESTALE);
+}
+
+/*
+ * The key that the name stood for was replaced or deleted between LOOKUP and OPEN, again: the open counts as one just
+ * before that, so the replacement stays with the name.
+ */
+static int
+writer_to_heir(struct rq *r, struct key *k, struct handle *h)
+{
+	struct key *heir = key_get(r->m, k->name, k->name_len);
+
+	if (!heir)
+		return -ENOMEM;
+	if (!heir->ino) {
+		heir->ino = store_new_ino(r->m->store);
+		heir->created = k->created;
+		heir->created.ino = heir->ino;
+	}
+	writer_rehome(r->m, h, heir);
+	key_put(r->m, heir); /* the handle holds it now */
+	return 0;
+}
+
 static enum rq_result
 open_writer(struct rq *r, struct node *n)
 {
@@ -117,36 +152,38 @@ open_writer(struct rq *r, struct node *n)
 	struct move *mv;
 	struct handle *h;
 
-	if (!k->named)
-		return rq_err(r, -ESTALE);
+	if (!k->named) {
+		mv = move_find(m, r->pid, k);
+		if (!(mv && mv->writer && mv->node == n))
+			return move_find(m, r->pid, NULL) ? rq_err(r, -ESTALE) : writer_elsewhere(r, n);
+	}
 	if (k->candidates && key_settle(r, k, NULL) == RQ_WAIT)
 		return RQ_WAIT;
 	if (k->closing)
 		return rq_park(r, &k->settle_waiters);
 	mv = move_find(m, r->pid, k);
-	if (mv && mv->node == n) {
+	if (mv && mv->node == n && (mv->writer || n->moved)) {
 		n->writers++; /* keeps it while the move ends */
 		move_end(m, mv);
 		n->writers--;
-	} else if (n->opens || n->reserved || n->claimed || setattr_pending(r, n)) {
-		if (release_settle(r) == RQ_WAIT)
-			return RQ_WAIT;
+	} else {
+		n->writers++;
 		if (mv)
 			move_end(m, mv);
-		struct node *w = node_new(m, k);
-
-		if (!w)
-			return rq_err(r, -ENOMEM);
-		w->hidden = n->hidden;
-		m->counters.moves_writer++;
-		move_add(m, r->pid, k, w, true);
-		return rq_err(r, -ESTALE);
+		n->writers--;
+		if (n->opens || n->reserved || n->claimed || setattr_pending(r, n))
+			return release_settle(r) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
 	}
 	k->created.ino = k->ino;
 	if (!k->created.mode && !k->created.mtime)
 		attr_defaults(r, &k->created, 0644);
 	int e = writer_open(r, k, n, &h);
 
+	if (!e && !k->named) {
+		e = writer_to_heir(r, k, h);
+		if (e)
+			handle_free(m, h);
+	}
 	return e ? rq_err(r, e) : open_reply(r, h, false);
 }
 
@@ -284,26 +321,39 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	return mv || lost ? open_direct(r, n, edit) : open_elsewhere(r, k);
 }
 
-/* The key lost its name: only what is open already can be opened again (through /proc/self/fd). */
+/*
+ * The key lost its name. What is open already can be opened again (through /proc/self/fd), and what a LOOKUP of this
+ * thread's second walk has kept for it (lookup_again) can be opened: that was the value while it opened.
+ */
 static enum rq_result
 open_unnamed(struct rq *r, struct node *n, bool edit)
 {
 	struct kvfs_mount *m = r->m;
 	struct key *k = n->key;
+	struct move *mv = move_find(m, r->pid, NULL);
+	bool arrived = mv && mv->node == n && !mv->writer;
 
-	if (!n->opens || !n->snap)
+	if (!n->snap || !(n->opens || arrived)) {
+		if (!mv) /* lookup_again() sees to it that this was the last time */
+			move_add(m, r->pid, k, n, false);
 		return rq_err(r, -ESTALE);
+	}
+	bool keep = n->opens ? true : n->pages == n->version;
 	struct handle *h = handle_new(r, edit ? H_EDIT : H_READ, k, n);
 
-	(void)m;
 	if (!h)
 		return rq_err(r, -ENOMEM);
 	n->opens++;
+	if (arrived)
+		move_end(m, mv);
 	if (edit) {
 		k->editors++;
 		k->edit_node = n;
 	}
-	return open_reply(r, h, true);
+	if (n->ksize_by == r->pid)
+		n->ksize_by = 0;
+	h->fresh = keep ? 0 : n->version;
+	return open_reply(r, h, keep);
 }
 
 /*
@@ -311,13 +361,18 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
  * again. If that leads the writer of what is pending there to it once more, the name is right. Return: is this that time?
  */
 static bool
-moved_again(struct rq *r, struct node *n)
+moved_again(struct rq *r, struct node *n, bool writer)
 {
 	struct kvfs_mount *m = r->m;
 	struct move *mv = move_find(m, r->pid, n->key);
+	bool own = n->writers && key_own_writer(n->key, r->pid);
 
 	if (mv && mv->node == n)
-		return n->writers && key_own_writer(n->key, r->pid);
+		return own;
+	if (r->state == 0 && !mv && writer && !own) {
+		(void)writer_elsewhere(r, n);
+		return false;
+	}
 	if (r->state == 0 && !mv) /* (several threads may come to the same node: it is reserved, not claimed) */
 		move_add(m, r->pid, n->key, n, false);
 	return false;
@@ -330,7 +385,7 @@ open_step(struct rq *r)
 	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n || (n->moved && !moved_again(r, n)))
+	if (!n || (n->moved && !moved_again(r, n, kind == H_REPL)))
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 
@@ -365,7 +420,9 @@ open_step(struct rq *r)
 
 			if (mv)
 				move_end(m, mv);
-			return rq_err(r, own ? -EBUSY : -ESTALE); /* the second walk finds out */
+			if (own)
+				return rq_err(r, -EBUSY);
+			return n->moved ? rq_err(r, -ESTALE) : open_unnamed(r, n, kind == H_EDIT); /* the second walk finds out */
 		}
 		if (r->err)
 			return rq_err(r, r->err);
@@ -377,7 +434,7 @@ open_step(struct rq *r)
 		}
 		if (!k->named || k->ino != r->attr.ino) {
 			store_snap_close(m->store, r->raw_snap);
-			return rq_err(r, -ESTALE);
+			return open_unnamed(r, n, kind == H_EDIT);
 		}
 		if (kind == H_EDIT && r->attr.version < k->committed) { /* an edit starts from the newest value */
 			store_snap_close(m->store, r->raw_snap);

@@ -302,9 +302,12 @@ worker_main(void *arg)
 {
 	struct worker *w = arg;
 	struct session *s = w->s;
+	char name[16];
 	int err = 0;
 
 	current_worker = w;
+	snprintf(name, sizeof(name), "fuse-%u", w->index);
+	(void)pthread_setname_np(pthread_self(), name); /* for people who look with ps */
 	if (w->index == 0) {
 		err = handle_init(w);
 		report(s, err, true);
@@ -431,7 +434,6 @@ static int
 spawn(struct worker *w)
 {
 	sigset_t all, old;
-	char name[16];
 	int err;
 
 	sigfillset(&all);
@@ -444,8 +446,6 @@ spawn(struct worker *w)
 		return -err;
 	w->spawned = true;
 	w->s->nspawned++;
-	snprintf(name, sizeof(name), "fuse-%u", w->index);
-	(void)pthread_setname_np(w->thread, name); /* for people who look with ps */
 	return 0;
 }
 
@@ -497,7 +497,7 @@ session_destroy(struct session *s)
 {
 	if (!s)
 		return;
-	if (!s->nspawned && s->devfd >= 0) { /* nobody serves: an unmount must not wait for us */
+	if (!s->nspawned && s->devfd >= 0 && !s->cfg.unmount) { /* nobody serves: an unmount must not wait for us */
 		(void)close(s->devfd);
 		s->devfd = -1;
 	}

@@ -30,6 +30,13 @@ struct session_config {
 	unsigned max_background;  /* FUSE max_background */
 	unsigned queue_depth;     /* uring entries per queue; 0: default */
 	bool foreground_signals;  /* install SIGTERM/SIGINT/SIGHUP handlers that stop the session */
+	/*
+	 * Another process mounts and unmounts for us. NULL: libfuse does. With it fuse_fd is a descriptor of /dev/fuse that has
+	 * been mounted at the mount point; it is the session's from then on.
+	 */
+	int (*unmount)(void *arg); /* 0 or -errno */
+	void *unmount_arg;
+	int fuse_fd;
 	uint64_t init_flags;      /* FUSE_* INIT flags to accept besides libfuse's own, if the kernel offers them */
 };
 
@@ -52,6 +59,12 @@ struct session_counters {
  */
 int session_create(struct fuse_args *args, const struct fuse_lowlevel_ops *ops, size_t ops_size, void *userdata,
 		   const char *mountpoint, const struct session_config *cfg, struct session **out);
+
+/**
+ * Only mount, for another process: libfuse with these arguments, in a process that serves nothing itself.
+ * Return: a descriptor of /dev/fuse, the caller's, or -errno (a line went to diag).
+ */
+int session_mount_only(struct fuse_args *args, const char *mountpoint);
 
 /**
  * Start the workers; returns when they serve (after INIT has been answered, so the mount is usable).

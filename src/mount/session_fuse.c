@@ -18,6 +18,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -206,10 +207,12 @@ int
 fuse_side_mount(struct session *s, const char *mountpoint)
 {
 	const struct fuse_custom_io hooks = { .writev = reply_writev, .read = unused_read };
+	char mounted[32];
 	int fl, err;
 
+	(void)snprintf(mounted, sizeof(mounted), "/dev/fd/%d", s->cfg.fuse_fd); /* libfuse's way to say so */
 	errno = 0;
-	if (fuse_session_mount(s->fuse, mountpoint)) {
+	if (fuse_session_mount(s->fuse, s->cfg.unmount ? mounted : mountpoint)) {
 		err = errno ? -errno : -EIO;
 		diag_err("cannot mount on %s", mountpoint); /* libfuse has said why */
 		return err;
@@ -252,6 +255,46 @@ fuse_side_create(struct session *s, struct fuse_args *args, const struct fuse_lo
 	return -EINVAL;
 }
 
+int
+session_mount_only(struct fuse_args *args, const char *mountpoint)
+{
+	const struct fuse_lowlevel_ops none = { 0 };
+	struct fuse_session *se;
+	int fd, err;
+
+	fuse_set_log_func(log_to_diag);
+	se = fuse_session_new(args, &none, sizeof(none), NULL);
+	errno = 0;
+	if (!se || fuse_session_mount(se, mountpoint)) {
+		err = errno ? -errno : -EIO;
+		diag_err("cannot mount on %s", mountpoint); /* libfuse has said why */
+		return err;
+	}
+	/* The session stays, with its own descriptor out of the way: libfuse would unmount if it went. */
+	fd = fcntl(fuse_session_fd(se), F_DUPFD_CLOEXEC, 3);
+	err = fd < 0 ? -errno : 0;
+	(void)close(fuse_session_fd(se)); /* fd is the same */
+	return err ? err : fd;
+}
+
+/* Whether the mount is still there, or somebody has unmounted it. */
+static bool
+is_connected(const struct session *s)
+{
+	struct pollfd p = { .fd = s->devfd };
+
+	return s->devfd >= 0 && !(poll(&p, 1, 0) == 1 && (p.revents & POLLERR));
+}
+
+static void
+unmount_by_other(struct session *s)
+{
+	int err = is_connected(s) ? s->cfg.unmount(s->cfg.unmount_arg) : 0;
+
+	if (err)
+		diag_warn("cannot unmount: %s; the next start of kvfs there replaces what is left", strerror(-err));
+}
+
 void
 fuse_side_unmount(struct session *s)
 {
@@ -265,5 +308,7 @@ fuse_side_unmount(struct session *s)
 	if (*p)
 		*p = s->next;
 	pthread_rwlock_unlock(&sessions_lock);
+	if (s->cfg.unmount)
+		unmount_by_other(s);
 	fuse_session_unmount(s->fuse);
 }

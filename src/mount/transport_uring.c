@@ -218,6 +218,7 @@ table_remove(struct uring_worker *u, uint64_t unique)
 {
 	struct entry **p = table_slot(u, unique), *e;
 
+	/* cppcheck-suppress uninitvar ; table_slot() gives the address of a slot */
 	while ((e = *p) && e->unique != unique)
 		p = &e->next;
 	if (e)

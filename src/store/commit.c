@@ -404,6 +404,7 @@ range_add(struct build *b, uint64_t pos, uint64_t end)
 		b->range = r;
 		b->range_cap = cap;
 	}
+	assert(b->range); /* it has range_cap places */
 	b->range[b->nranges++] = (struct range){ .pos = pos, .len = (uint32_t)(end - pos) };
 	return 0;
 }

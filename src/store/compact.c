@@ -33,11 +33,6 @@
 #define MOVE_BYTES (1u << 20)
 #define MOVE_EXTENTS 1024u
 #define ROUNDS 20
-/*
- * Emptying a segment with less dead share than this may gain nothing: the overhead of batches counts as dead, too. Since a
- * segment that was just filled has less, compaction always comes to an end.
- */
-#define SHARE_MIN 0.2
 
 struct compaction {
 	struct log_store *s;
@@ -313,10 +308,10 @@ read_upto(struct disk *d, int fd, char *buf, size_t n, uint64_t off)
 	size_t done = 0;
 	ssize_t r = 1;
 
-	while (done < n && (r > 0 || r == -EINTR)) {
+	while (done < n && r > 0) {
 		struct iovec iov = { .iov_base = buf + done, .iov_len = n - done };
 
-		r = d->ops->preadv(d, fd, &iov, 1, (off_t)(off + done), 0);
+		DISK_RETRY(r, d->ops->preadv(d, fd, &iov, 1, (off_t)(off + done), 0));
 		if (r > 0)
 			done += (size_t)r;
 	}
@@ -882,108 +877,19 @@ compact_segment(struct compaction *cp, bool dead)
 	return err;
 }
 
-/* ---- choosing ---- */
-
-struct choice {
-	uint32_t victim;
-	double share;   /* dead part of it */
-	bool dead;      /* all of it */
-	bool too_young; /* a checkpoint has to come first */
-};
-
-static bool
-is_bad(const struct log_store *s, uint32_t seg)
-{
-	for (unsigned i = 0; i < s->nbad; i++)
-		if (s->bad_seg[i] == seg)
-			return true;
-	for (unsigned i = 0; i < s->nskip; i++)
-		if (s->skip_seg[i] == seg)
-			return true;
-	return false;
-}
-
-static void
-consider(struct log_store *s, const struct log_segment_info *in, uint64_t room, struct choice *c)
-{
-	bool dead = !in->live, young = in->id >= s->ckpt_seg;
-	double share = in->used ? (double)(in->used - (in->live < in->used ? in->live : in->used)) / (double)in->used : 1;
-
-	/* what is not applied yet is not accounted yet */
-	if (in->active || in->retired || in->id >= log_written_pos(s->lg).seg || is_bad(s, in->id) || in->live > room)
-		return;
-	if (in->id < s->draft_pins_cap && s->draft_pins[in->id])
-		return;
-	if (dead && young && c->victim)
-		return; /* comes with the next checkpoint */
-	if (c->victim && share <= c->share)
-		return;
-	*c = (struct choice){ .victim = in->id, .share = share, .dead = dead, .too_young = young };
-}
-
-/* Bytes that may still be written, with the reserve. */
-static uint64_t
-room_left(struct log_store *s, uint64_t used)
-{
-	struct disk_space sp;
-	uint64_t room = UINT64_MAX;
-
-	if (!s->disk->ops->space(s->disk, &sp))
-		room = sp.avail;
-	if (s->cfg.max_size && (s->cfg.max_size > used ? s->cfg.max_size - used : 0) < room)
-		room = s->cfg.max_size > used ? s->cfg.max_size - used : 0;
-	return room;
-}
-
-/* Is there a victim that is worth it? */
-static int
-choose(struct log_store *s, struct choice *c)
-{
-	unsigned n = log_segments(s->lg, NULL, 0) + 8, got;
-	struct log_segment_info *info = calloc(n, sizeof(*info));
-	uint64_t used = 0, live, dead, room, bound;
-	double worth;
-	bool tight;
-
-	memset(c, 0, sizeof(*c));
-	if (!info)
-		return -ENOMEM;
-	got = log_segments(s->lg, info, n);
-	if (got > n)
-		got = n;
-	for (unsigned i = 0; i < got; i++)
-		used += info[i].retired ? 0 : info[i].used;
-	room = room_left(s, used);
-	s_lock(s);
-	live = s->live + atomic_load_explicit(&s->draft_disk, memory_order_relaxed);
-	for (unsigned i = 0; i < got; i++)
-		consider(s, &info[i], room, c);
-	s_unlock(s);
-	free(info);
-	dead = used > live ? used - live : 0;
-	bound = live / 100 * s->cfg.compact_percent + 2 * s->cfg.segment_size;
-	worth = (double)s->cfg.compact_percent / (100 + s->cfg.compact_percent);
-	if (worth < SHARE_MIN)
-		worth = SHARE_MIN;
-	tight = room < 2 * s->cfg.segment_size + used / 10;
-	if (c->victim && c->dead && !c->too_young)
-		return 0;
-	if (c->share <= SHARE_MIN || (!tight && (dead <= bound || c->share <= worth)))
-		c->victim = 0;
-	return 0;
-}
+/* ---- the step ---- */
 
 int
 compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_t bytes), void *arg)
 {
 	struct compaction cp = { .s = s, .io = io, .pause = pause, .arg = arg };
-	struct choice c;
-	int err = log_failed(s->lg) ? -EROFS : choose(s, &c);
+	struct compact_choice c;
+	int err = log_failed(s->lg) ? -EROFS : compact_choose(s, &c);
 
 	if (!err && c.victim && c.too_young) {
 		err = checkpoint_write(s, io, NULL, NULL);
 		if (!err)
-			err = choose(s, &c);
+			err = compact_choose(s, &c);
 	}
 	if (err)
 		return err;

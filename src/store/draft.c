@@ -171,6 +171,7 @@ spill_append(struct spill *sp, const uint64_t *pos, struct io *io)
 {
 	struct store_draft *d = sp->d;
 	struct log_store *s = d->s;
+	/* NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): glibc's calloc(0) is a pointer */
 	struct record *recs = calloc(sp->n, sizeof(*recs));
 	struct log_place *places = calloc(sp->n, sizeof(*places));
 	int err = recs && places ? 0 : -ENOMEM;
@@ -238,6 +239,7 @@ spill_some(struct store_draft *d, struct io *io, struct spill **out)
 	struct layer *l = &d->active;
 	unsigned n = spill_choose(l, 0), kept = 0;
 	struct spill *sp = spill_new(d, n);
+	/* NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI): glibc's calloc(0) is a pointer */
 	uint64_t *pos = calloc(n, sizeof(*pos));
 	int err = sp && pos ? 0 : -ENOMEM;
 
@@ -677,7 +679,7 @@ resolve_base(struct draft_reading *dr, uint64_t pos, uint64_t end)
 	const struct blob *b;
 
 	memset(dst_of(dr, stop), 0, end - stop);
-	if (stop == pos)
+	if (!base || stop == pos) /* without a base, stop is pos */
 		return 0;
 	if (base->st.value)
 		return value_fetch(base->st.value, pos, dst_of(dr, pos), stop - pos, &dr->f, NULL, true);

@@ -353,18 +353,46 @@ record_read_start(struct record_read *rr, struct store_snap *snap, struct io *io
 	return fetch_start(&rr->f, done);
 }
 
+/* Is this, verified, the record that the state speaks of? */
+static int
+record_check(const struct kstate *st, const char *buf, struct record *rec)
+{
+	struct log_place place = { .seg = st->seg, .off = st->off };
+	int err = record_decode(buf, st->reclen, rec, &place, true);
+
+	if (!err && (place.len != st->reclen || rec->seq != st->seq || rec->ino != st->ino ||
+		     rec->xattr_size != st->xattr_size ||
+		     (!st->value && (rec->type != REC_PUT || rec->payload_size != st->size))))
+		err = -EIO;
+	return err;
+}
+
 int
 record_read_finish(struct record_read *rr)
 {
-	const struct kstate *st = &rr->snap->st;
-	struct log_place place = { .seg = st->seg, .off = st->off };
-	int err = record_decode(rr->buf, st->reclen, &rr->rec, &place, true);
+	return record_check(&rr->snap->st, rr->buf, &rr->rec);
+}
 
-	if (!err && (place.len != st->reclen || rr->rec.seq != st->seq || rr->rec.ino != st->ino ||
-		     rr->rec.xattr_size != st->xattr_size ||
-		     (!st->value && (rr->rec.type != REC_PUT || rr->rec.payload_size != st->size))))
-		err = -EIO;
-	return err;
+bool
+record_read_cached(struct log_store *s, const struct kstate *st, void *value)
+{
+	struct iovec iov = { .iov_len = st->reclen };
+	char buf[RECORD_CACHED_MAX];
+	struct record rec;
+	int fd;
+
+	if (st->reclen > sizeof(buf) || s->no_nowait)
+		return false;
+	fd = log_segment_fd(s->lg, st->seg);
+	iov.iov_base = buf;
+	if (fd < 0 || s->disk->ops->preadv(s->disk, fd, &iov, 1, (off_t)st->off, RWF_NOWAIT) != (ssize_t)st->reclen ||
+	    record_check(st, buf, &rec))
+		return false;
+	if (st->size)
+		memcpy(value, rec.payload, st->size);
+	atomic_fetch_add_explicit(&s->reads, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->read_bytes, st->reclen, memory_order_relaxed);
+	return true;
 }
 
 void

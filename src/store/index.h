@@ -44,8 +44,8 @@ struct index_entry {
 	uint32_t off;       /* its offset there, in 8-byte units */
 	uint32_t first_seg; /* oldest segment that may hold a record of this key */
 	uint32_t owner;     /* interned (mode, uid, gid): index_owner_get */
-	char key[];         /* klen bytes, then (if EXTRA, 8-byte aligned) struct index_extra * */
-};
+	char key[];         /* klen bytes, then (if EXTRA, on the next multiple of 4) struct index_extra * */
+} __attribute__((packed, aligned(4))); /* so that a key of any length wastes at most 3 bytes */
 
 struct index;
 
@@ -56,12 +56,34 @@ void index_destroy(struct index *ix);
 uint64_t index_hash(const struct index *ix, const char *key, uint32_t len);
 /** The entry of a key, or NULL. `hash` is index_hash() of it, here and below. */
 struct index_entry *index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash);
+/** Have the bucket in the cache soon; then (once it is) the entries that may be the key's. */
+void index_prefetch(const struct index *ix, uint64_t hash);
+void index_prefetch_entry(const struct index *ix, uint64_t hash);
 /** Add a key (1..1024 bytes) that is not there. All fields but the key are zero. Return: the entry, NULL: no memory. */
 struct index_entry *index_insert(struct index *ix, const char *key, uint32_t len, uint64_t hash);
 /** Remove and free an entry (its extra too; the value must have been detached). */
 void index_remove(struct index *ix, struct index_entry *e);
 /** Prepare for n keys in all: no splits up to there (start-up). Return: 0 or -ENOMEM. */
 int index_reserve(struct index *ix, uint64_t n);
+
+/* ---- filling an empty index from a list sorted by hash, by several threads (index_load.c) ---- */
+
+struct index_loader;
+
+/** Make the buckets for n keys in the empty index. Return: 0 or -ENOMEM. */
+int index_load_begin(struct index *ix, uint64_t n);
+/** One per thread. Return: it, or NULL (no memory). */
+struct index_loader *index_loader_create(struct index *ix);
+/** A run of keys follows, all with first <= hash <= last. No other thread may ever have a run that overlaps it. */
+void index_load_run(struct index_loader *l, uint64_t first, uint64_t last);
+void index_load_prefetch(const struct index_loader *l, uint64_t hash);
+/**
+ * Add a key of the run that is not there. @extra: with an extra (all zero). Return: the entry, as from index_insert;
+ * NULL: no memory.
+ */
+struct index_entry *index_load_add(struct index_loader *l, const char *key, uint32_t len, uint64_t hash, bool extra);
+/** All threads are done: take over and free their loaders. On an error the index is only good for index_destroy. */
+int index_load_end(struct index *ix, struct index_loader **loader, unsigned n);
 
 uint64_t index_count(const struct index *ix);
 /** Bytes of RAM: table, slab (keys apart), expiry heap, owners; and the keys. O(1). */

@@ -344,6 +344,13 @@ within_quota(const struct log *lg, uint64_t more, bool reserved)
 	return lg->used_total + more <= max;
 }
 
+/* What the file system says about a segment, in words that cannot be mistaken for an answer about a key. */
+static int
+room_error(int err)
+{
+	return err == -ENOSPC || err == -EDQUOT || err == -ENOMEM || err == -EROFS ? err : -EIO;
+}
+
 /*
  * Have an open batch with room for the stage, its bytes allocated. May drop the lock to make room; then looks again.
  */
@@ -372,7 +379,7 @@ place_locked(struct log *lg, const struct stage *st, bool reserved)
 		r = segment_room(lg, sp.seg ? sp.seg->id : 0, sp.end, reserved);
 		pthread_mutex_lock(&lg->lock);
 		if (r)
-			return r;
+			return room_error(r);
 	}
 }
 

@@ -77,6 +77,9 @@ struct record {
 #define REC_F_EXPIRED  0x02 /* REC_DEL: by TTL */
 #define REC_F_COPY     0x04 /* written by compaction */
 
+/* Segment ids end here (64 TiB written with the smallest segments): tables are indexed by them. */
+#define LOG_SEGMENT_ID_MAX (1u << 26)
+
 /** Where a record came to lie. */
 struct log_place {
 	uint32_t seg;
@@ -138,8 +141,8 @@ void log_destroy(struct log *lg);
  * Append; the places of the records are known at once (the caller may note them) but nothing may be shown before `apply`.
  * @reserved: may use the reserve (deletes, compaction)
  * Return: 0 (apply and done will be called), -ENOSPC/-EDQUOT (refusal, nothing appended), -EROFS (a write failed
- * before, or read-only), -ENOMEM, -EFBIG (more than fits into a batch), -errno of the file system when no new segment
- * can be made (a refusal too). Runs no callback and writes nothing: call log_kick() after dropping your locks.
+ * before, or read-only), -ENOMEM, -EFBIG (more than fits into a batch), -EIO when the file system does not let a segment
+ * grow or be made (a refusal too). Runs no callback and writes nothing: call log_kick() after dropping your locks.
  */
 int log_append(struct log *lg, struct log_append *a, const struct record *recs, unsigned n, struct log_place *places,
 	       bool reserved);
@@ -226,6 +229,7 @@ struct log_scan {
 	uint64_t batch;      /* batch number */
 	uint64_t off, len;   /* SCAN_GAP, SCAN_DAMAGED */
 	bool complete;       /* SCAN_GAP: only framing was hit, no record can be missing */
+	uint64_t done, total;/* log_recover: bytes of the log walked so far, and to be walked */
 	const char *why;
 };
 /** Callback: 0 to go on, else stop and return that. */

@@ -324,6 +324,7 @@ struct walk {
 	void *ask_arg;
 	log_scan_fn fn;
 	void *arg;
+	uint64_t done, total; /* bytes of the segments before this one; of all. Told to fn */
 	int (*retire)(void *arg, uint32_t id); /* for REC_RETIRE; may be NULL */
 	void *retire_arg;
 };

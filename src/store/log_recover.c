@@ -9,7 +9,8 @@
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
  * 3. What lies behind the end is cut: later segment files are deleted, newest first, then the segment with the end is cut
- *    to length, then everything is flushed, so what was read now is durable and what was cut cannot return. A crash in
+ *    to length, then what is not known to be durable is written once more and everything is flushed, so what was read now is
+ *    durable and what was cut cannot return. A crash in
  *    between finds the same end again. Nothing is cut where something could not be read.
  * 4. The newest segment's header lists the segments that existed when it was begun; REC_RETIRE records since then say which
  *    of them were given up. One that is neither there nor given up is lost, and reported.
@@ -17,12 +18,15 @@
  * Layer: store. Threads: one, before any other uses the log.
  */
 #include "store/log_impl.h"
+#include "base/bytes.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define HEAD_WINDOW 4096u
 
 struct found {
 	uint32_t id;
@@ -116,6 +120,28 @@ check_header(struct recovery *rc, struct found *f)
 	return f->head == -ENOMEM ? -ENOMEM : 0;
 }
 
+#define FAR_APART (1u << 20)
+
+/*
+ * A file whose id is far from the one before it: only if its header says so itself. Else a file of that name that somebody
+ * made would decide how large our tables are and which ids come next.
+ */
+static int
+check_id(struct recovery *rc, unsigned i, const char *name, int fd)
+{
+	uint32_t id = rc->f[i].id, before = i ? rc->f[i - 1].id : 0;
+	uint8_t head[SEGMENT_HEADER_FIXED];
+
+	if (id <= LOG_SEGMENT_ID_MAX && (!i || id - before <= FAR_APART))
+		return 0;
+	if (id <= LOG_SEGMENT_ID_MAX && !disk_pread_full(rc->lg->cfg.disk, fd, head, sizeof(head), 0) &&
+	    get_le32(head + 8) == SEGMENT_MAGIC && get_le32(head + 20) == id &&
+	    !memcmp(head + 24, rc->lg->cfg.uuid, sizeof(rc->lg->cfg.uuid)))
+		return 0;
+	return refuse(rc, -EUCLEAN, "%s is far from the other segments and none of this store; move it out of the data "
+		      "directory", name);
+}
+
 static int
 open_segment(struct recovery *rc, unsigned i)
 {
@@ -129,6 +155,11 @@ open_segment(struct recovery *rc, unsigned i)
 	LOG_RETRY(fd, d->ops->open(d, name, (rc->lg->cfg.readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC, 0));
 	if (fd < 0)
 		return refuse(rc, fd, "cannot open %s: %s", name, strerror(-fd));
+	r = check_id(rc, i, name, fd);
+	if (r) {
+		(void)d->ops->close(d, fd); /* nothing was written through it */
+		return r;
+	}
 	f->s = segment_add(rc->lg, f->id, fd);
 	if (!f->s) {
 		(void)d->ops->close(d, fd); /* nothing was written through it */
@@ -140,12 +171,39 @@ open_segment(struct recovery *rc, unsigned i)
 	f->end = f->size;
 	r = start_walk(rc, &w, i);
 	if (!r) {
+		w.r.cap = w.r.cap < HEAD_WINDOW ? w.r.cap : HEAD_WINDOW; /* not a window of 1 MiB of each segment */
 		f->head = walk_segment_header(&w, &f->h);
 		r = w.r.err ? refuse(rc, w.r.err, "cannot read %s: %s", name, strerror(-w.r.err)) :
 			      check_header(rc, f);
 		reader_destroy(&w.r);
 	}
 	return r;
+}
+
+/*
+ * The header of segment i says that it follows the segment before where a batch of a later epoch stands there: then it is from
+ * before a crash that took this segment away, after which the log went on in the one before; recycled space shows it.
+ */
+static int
+check_outdated(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct batch_header h;
+	const uint8_t *p;
+	struct walk w;
+	int r;
+
+	if (!i || f->head || f->h.prev_id != rc->f[i - 1].id || f->h.prev_size >= rc->f[i - 1].size)
+		return 0;
+	r = start_walk(rc, &w, i - 1);
+	if (r)
+		return r;
+	p = reader_get(&w.r, f->h.prev_size, BATCH_HEADER_SIZE);
+	if (p && !batch_header_decode(p, rc->f[i - 1].id, f->h.prev_size, rc->lg->seed, &h) && h.epoch > f->h.epoch &&
+	    h.number == f->h.first_batch && h.prev_sum == f->h.prev_sum)
+		f->head = -EIO;
+	reader_destroy(&w.r);
+	return 0;
 }
 
 static int
@@ -164,6 +222,11 @@ open_all(struct recovery *rc)
 		qsort(rc->f, rc->n, sizeof(*rc->f), compare_found);
 	for (unsigned i = 0; i < rc->n; i++) {
 		r = open_segment(rc, i);
+		if (r)
+			return r;
+	}
+	for (unsigned i = 0; i < rc->n; i++) {
+		r = check_outdated(rc, i);
 		if (r)
 			return r;
 	}
@@ -452,7 +515,7 @@ begin_next(struct recovery *rc, unsigned i)
 {
 	struct found *f = &rc->f[i];
 	struct chain *c = &rc->w.chain;
-	uint64_t start;
+	uint64_t start = 0;
 	int r;
 
 	if (f->head) {
@@ -503,6 +566,8 @@ walk_all(struct recovery *rc)
 
 	while (i < rc->n && rc->f[i].id < rc->from.seg)
 		i++;
+	for (unsigned k = i; k < rc->n; k++)
+		rc->w.total += rc->f[k].size;
 	rc->tail_at = rc->n;
 	if (i == rc->n && i > 0) {
 		/* All that is left lies before the place to begin at. Go on behind it, in a new segment. */
@@ -514,6 +579,7 @@ walk_all(struct recovery *rc)
 		r = walk_one(rc, i, first);
 		first = false;
 		rc->tail_at = i;
+		rc->w.done += rc->f[i].size;
 	}
 	return r == WALK_STOPPED ? 0 : r;
 }
@@ -556,6 +622,7 @@ note_retired(void *arg, uint32_t id)
 	return add_id(&rc->retired, &rc->nretired, &rc->retired_cap, id);
 }
 
+#define ANEW_CHUNK (1u << 20)
 #define LOST_MAX 4096u /* more are not told one by one */
 
 /* Ids in the header of segment i that have no file. */
@@ -572,12 +639,22 @@ absent_in_header(struct recovery *rc, unsigned i)
 	p = reader_get(&w.r, 0, rc->f[i].h.size);
 	for (uint32_t k = 0; p && k < rc->f[i].h.nranges && !r; k++) {
 		range = segment_header_range(p, k);
-		for (uint32_t id = range.first; id - range.first < range.count && id <= rc->f[i].id && !r; id++)
-			if (rc->nlost < LOST_MAX && !is_present(rc, id))
+		for (uint32_t id = range.first;
+		     id - range.first < range.count && id <= rc->f[i].id && rc->nlost < LOST_MAX && !r; id++)
+			if (!is_present(rc, id))
 				r = add_id(&rc->lost, &rc->nlost, &rc->lost_cap, id);
 	}
 	reader_destroy(&w.r);
 	return p ? r : -EIO;
+}
+
+/* A note that one of the lost was retired. (One about a file that is there counts only where the walk finds it.) */
+static int
+note_lost_retired(void *arg, uint32_t id)
+{
+	struct recovery *rc = arg;
+
+	return in_list(rc->lost, rc->nlost, id) ? note_retired(arg, id) : 0;
 }
 
 /* Fill `lost`: what the newest header names, without a file and without a note that it was retired. */
@@ -599,7 +676,7 @@ find_lost(struct recovery *rc)
 		if (r)
 			return r;
 		w.pos = rc->f[k].head ? 0 : rc->f[k].h.size;
-		w.retire = note_retired;
+		w.retire = note_lost_retired;
 		w.retire_arg = rc;
 		r = walk_batches(&w);
 		reader_destroy(&w.r);
@@ -609,6 +686,48 @@ find_lost(struct recovery *rc)
 			rc->lost[kept++] = rc->lost[k];
 	rc->nlost = kept;
 	return r;
+}
+
+static int
+first_event(void *arg, const struct log_scan *s)
+{
+	(void)arg;
+	return s->event == SCAN_RECORD ? 1 : 2;
+}
+
+/*
+ * File i holds the header of a segment that is newer than any under its right name. Renamed it is only if the log goes on in
+ * it: its first batch is good, and it follows the end of the segment before. Else recycled space shows a torn tail that an
+ * earlier recovery deleted. Return: 1 yes, 0 no, -errno.
+ */
+static int
+goes_on_under_wrong_name(struct recovery *rc, unsigned i)
+{
+	struct found *f = &rc->f[i];
+	struct segment as = { .id = f->h.id, .fd = f->s->fd };
+	struct chain c = chain_of_header(&f->h);
+	struct walk w;
+	unsigned k = 0;
+	int r = start_walk(rc, &w, i);
+
+	if (r)
+		return r;
+	w.seg = &as;
+	w.pos = f->h.size;
+	w.chain = c;
+	w.fn = first_event;
+	r = walk_batches(&w);
+	reader_destroy(&w.r);
+	if (r != 1 || !f->h.prev_id)
+		return r < 0 ? r : r == 1;
+	while (k < rc->n && (rc->f[k].head ? rc->f[k].h.id : rc->f[k].id) != f->h.prev_id)
+		k++;
+	if (k == rc->n || f->h.prev_id >= f->h.id)
+		return 0;
+	if (rc->f[k].head) /* that one is under a wrong name, too; ids descend, so this ends */
+		return rc->f[k].head == -EBADF ? goes_on_under_wrong_name(rc, k) : 0;
+	r = chain_at(rc, k, f->h.prev_size, &w.chain);
+	return r ? r : w.chain.known && w.chain.sum == c.sum && w.chain.number == c.number;
 }
 
 /* Files with the header of another segment: renamed ones end the start, old blocks count as a damaged header. */
@@ -626,8 +745,15 @@ check_misnamed(struct recovery *rc)
 
 		if (rc->f[i].head != -EBADF || is_present(rc, id))
 			continue;
-		if (newest && id < newest && !in_list(rc->lost, rc->nlost, id))
-			continue;
+		if (!in_list(rc->lost, rc->nlost, id)) {
+			int r = newest && id < newest ? 0 : goes_on_under_wrong_name(rc, i);
+
+			if (r <= 0) {
+				if (r)
+					return r;
+				continue;
+			}
+		}
 		segment_name(name, rc->f[i].id);
 		segment_name(other, id);
 		return refuse(rc, -EUCLEAN, "%s is really %s under a wrong name; rename it or move it away", name,
@@ -700,14 +826,41 @@ cut_segment(struct recovery *rc, unsigned i, uint64_t last)
 	return 0;
 }
 
+/*
+ * Write the bytes [pos, f->end) as they are once more. They may be what a failed flush has left in the page cache: readable,
+ * and never to be written again by the kernel. A disk that has no room for that leaves them as they are.
+ */
+static int
+write_anew(struct recovery *rc, const struct found *f, uint64_t pos)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	uint8_t *buf = pos < f->end ? malloc(ANEW_CHUNK) : NULL;
+	int r = pos < f->end && !buf ? -ENOMEM : 0;
+
+	while (!r && pos < f->end) {
+		size_t n = f->end - pos < ANEW_CHUNK ? (size_t)(f->end - pos) : ANEW_CHUNK;
+
+		r = disk_pread_full(d, f->s->fd, buf, n, pos);
+		if (!r)
+			r = disk_pwrite_full(d, f->s->fd, buf, n, pos, 0);
+		pos += n;
+	}
+	free(buf);
+	return r == -ENOSPC || r == -EDQUOT ? 0 : r;
+}
+
 static int
 flush_all(struct recovery *rc)
 {
 	struct disk *d = rc->lg->cfg.disk;
+	struct log_pos durable = rc->w.durable;
 	int r = 0;
 
 	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
-		if (rc->f[i].id >= rc->w.durable.seg)
+		if (rc->f[i].id >= durable.seg)
+			r = write_anew(rc, &rc->f[i], rc->f[i].id == durable.seg ? durable.off : 0);
+	for (unsigned i = 0; i <= rc->tail_at && i < rc->n && !r; i++)
+		if (rc->f[i].id >= durable.seg)
 			LOG_RETRY(r, d->ops->fdatasync(d, rc->f[i].s->fd));
 	if (!r)
 		LOG_RETRY(r, d->ops->fsync_dir(d));
@@ -723,7 +876,7 @@ cut_tail(struct recovery *rc)
 	int r = last ? 0 : -ENOMEM;
 
 	for (unsigned i = t ? rc->tail_at : 0; i < rc->n && !r; i++)
-		r = count_cut(rc, i, &rc->f[i] == t ? t->end : 0, &last[i]);
+		r = count_cut(rc, i, t && &rc->f[i] == t ? t->end : 0, &last[i]);
 	if (r || rc->lg->cfg.readonly)
 		goto out;
 	for (unsigned i = rc->n; i-- > (t ? rc->tail_at + 1 : 0) && !r;)

@@ -136,7 +136,8 @@ static int
 give_record(struct walk *w, const struct view *v, const uint8_t *p, uint64_t off, uint32_t len,
 	    const struct batch_entry *e, bool verified)
 {
-	struct log_scan s = { .event = SCAN_RECORD, .batch = v->h.number, .off = off, .len = len };
+	struct log_scan s = { .event = SCAN_RECORD, .batch = v->h.number, .off = off, .len = len,
+			      .done = w->done + off, .total = w->total };
 	bool same = record_peek_len(p, len) == len && (!e || e->head_sum == get_le32(p));
 
 	s.place = (struct log_place){ .seg = w->seg->id, .off = off, .len = len };

@@ -489,18 +489,20 @@ super_create(struct log_store *s)
 	if (err)
 		return err;
 	super_encode(s, buf);
-	fd = d->ops->open(d, SUPER_TMP, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	DISK_RETRY(fd, d->ops->open(d, SUPER_TMP, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
 	if (fd < 0)
 		return fd;
 	err = disk_pwrite_full(d, fd, buf, sizeof(buf), 0, 0);
 	if (!err)
-		err = d->ops->fdatasync(d, fd);
+		DISK_RETRY(err, d->ops->fdatasync(d, fd));
 	err2 = d->ops->close(d, fd);
 	if (!err)
 		err = err2;
 	if (!err)
-		err = d->ops->rename(d, SUPER_TMP, SUPER_NAME);
-	return err ? err : d->ops->fsync_dir(d);
+		DISK_RETRY(err, d->ops->rename(d, SUPER_TMP, SUPER_NAME));
+	if (!err)
+		DISK_RETRY(err, d->ops->fsync_dir(d));
+	return err;
 }
 
 static int
@@ -529,13 +531,13 @@ super_read(struct log_store *s, char *err, size_t cap)
 	uint64_t size = 0;
 	int fd, r;
 
-	fd = d->ops->open(d, SUPER_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0);
+	DISK_RETRY(fd, d->ops->open(d, SUPER_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0));
 	if (fd < 0) {
 		if (fd != -ENOENT)
 			(void)snprintf(err, cap, "cannot open %s: %s", SUPER_NAME, strerror(-fd));
 		return fd;
 	}
-	r = d->ops->size(d, fd, &size);
+	DISK_RETRY(r, d->ops->size(d, fd, &size));
 	if (!r && size != SUPER_SIZE)
 		r = -ENODATA;
 	if (!r)
@@ -567,7 +569,7 @@ scan_name(void *arg, const char *name)
 			return 0;
 	if (strlen(name) == 16 && sscanf(name, "seg-%8x.lo%c", &id, &tail) == 2 && tail == 'g' && id) {
 		sn->segments++;
-		if (id > sn->max_seg)
+		if (id > sn->max_seg && id <= LOG_SEGMENT_ID_MAX)
 			sn->max_seg = id;
 		return 0;
 	}
@@ -580,8 +582,9 @@ static int
 super_open(struct log_store *s, char *err, size_t cap)
 {
 	struct scan_names sn = { 0 };
-	int r = s->disk->ops->list(s->disk, scan_name, &sn);
+	int r;
 
+	DISK_RETRY(r, (sn = (struct scan_names){ 0 }, s->disk->ops->list(s->disk, scan_name, &sn)));
 	if (r) {
 		(void)snprintf(err, cap, "cannot list the data directory: %s", strerror(-r));
 		return r;

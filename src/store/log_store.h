@@ -10,7 +10,7 @@
  *   commit.c      replace, edit, attributes
  *   rename.c      remove, rename, expiry of one key
  *   layer.c       uncommitted writes in memory; draft.c: drafts
- *   compact.c, checkpoint.c, recover.c, background.c
+ *   compact.c, compact_choose.c, checkpoint.c, checkpoint_load.c, recover.c, recover_queue.c, background.c
  *
  * Locks, outermost first: a draft's lock, the store's lock (s->lock), the log's own. None is held over I/O, none while a
  * callback of the caller runs (store_list's apart).
@@ -43,6 +43,15 @@
 #define VALUE_LIMIT  (UINT64_C(8) << 30) /* bytes; extent lists must fit into one batch */
 
 #define INDEX_F_GHOST 0x80u /* made ahead of its first commit; nobody may see it */
+
+/* r = call, again while the disk says EINTR or EAGAIN (not without end). */
+#define DISK_RETRY(r, call)                                                                         \
+	do {                                                                                        \
+		int tries_ = 0;                                                                     \
+		do                                                                                  \
+			(r) = (call);                                                               \
+		while (((r) == -EINTR || (r) == -EAGAIN) && tries_++ < 1000);                       \
+	} while (0)
 
 struct log_store;
 struct op;
@@ -212,6 +221,12 @@ int record_read_start(struct record_read *rr, struct store_snap *snap, struct io
 /** After the read ended well: verify and decode into rr->rec. 0 or -EIO. */
 int record_read_finish(struct record_read *rr);
 void record_read_free(struct record_read *rr);
+#define RECORD_CACHED_MAX 4096u /* bytes of a record */
+/**
+ * Read a small value whose record the page cache has, verified, without any memory of its own. False: it has not, or the
+ * record is not as it should be: then the way of record_read_start says what is wrong. The segment must be pinned.
+ */
+bool record_read_cached(struct log_store *s, const struct kstate *st, void *value);
 
 /* ---- uncommitted writes ---- */
 
@@ -467,8 +482,11 @@ void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t
 int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
 		  struct large **spare, bool *ghost);
 void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
-/** Install a state from a checkpoint, where each key is once; takes over st->value. 0 or -ENOMEM. */
-int state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st);
+/**
+ * Complete an entry that was loaded from a checkpoint with an extra: `st` says the rest, but for the deadline. Takes over
+ * st->value. Several threads may load, but only one at a time may be in here. 0 or -ENOMEM.
+ */
+int state_load_extra(struct log_store *s, struct index_entry *e, struct kstate *st);
 struct large *large_find(struct log_store *s, const struct index_entry *e);
 /** Begin anew with a full record; add a delta. */
 void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
@@ -532,6 +550,7 @@ struct log_store {
 	bool recovering;
 	int64_t *rec_live;            /* by segment id, while recovering */
 	uint32_t rec_live_cap;
+	bool rec_live_failed;         /* no memory for it: the accounts would be too low */
 	uint32_t nsegs_known;         /* while recovering: segment ids are below this */
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */
@@ -574,11 +593,24 @@ void expired_note(struct log_store *s, const struct pend *p);
 /* ---- recovery, checkpoint, compaction, background ---- */
 
 int store_recover(struct log_store *s, char *err, size_t cap);
+
+/* Events of a scan are applied in order by another thread, in groups (recover_queue.c). */
+struct recover_queue;
+/** `hash`: index_hash of the record's key, 0: it has none. 0 or -errno: stop. */
+typedef int (*recover_fn)(void *arg, const struct log_scan *sc, uint64_t hash);
+/** NULL: no memory. */
+struct recover_queue *recover_queue_create(struct index *ix, recover_fn fn, void *arg);
+/** 0, or an error of `fn` for an earlier event. */
+int recover_queue_add(struct recover_queue *q, const struct log_scan *sc);
+/** Apply what is left (also after an error) and free. 0 or the first error of `fn`. */
+int recover_queue_end(struct recover_queue *q);
 /**
  * Load the checkpoint into the empty index. *missing: references to segments that are not there (newer records may replace
  * them). Return: 0; -ENOENT none; another error: unusable, the index is to be emptied.
  */
 int checkpoint_load(struct log_store *s, struct log_pos *from, uint64_t *missing);
+/** The checksum of a block of it. */
+uint64_t checkpoint_sum(const struct log_store *s, const uint8_t *block, size_t size);
 /** Delete a checkpoint that was not used: the next start must not use it either. 0 or -errno. */
 int checkpoint_forget(struct log_store *s);
 /** Create and free the index and the log; used again when a checkpoint turns out to be unusable. */
@@ -589,6 +621,15 @@ int store_bad_segment(struct log_store *s, uint32_t seg);
 int segset_add(uint32_t **set, unsigned *n, uint32_t seg);
 /** Write one. `pause` is called between steps without lock (may be NULL). 0 or -errno. */
 int checkpoint_write(struct log_store *s, struct io *io, void (*pause)(void *arg), void *arg);
+struct compact_choice {
+	uint32_t victim;
+	double share;   /* dead part of it */
+	bool dead;      /* all of it */
+	bool too_young; /* a checkpoint has to come first */
+};
+
+/** The next victim, 0: none is worth it. 0 or -ENOMEM. */
+int compact_choose(struct log_store *s, struct compact_choice *c);
 /** One victim. 1: something was done, 0: nothing worth it, -errno. */
 int compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_t bytes), void *arg);
 /** Run until nothing is in flight on `io`: the log may have gone on with its own work there. */

@@ -503,8 +503,8 @@ unprepare(struct op *op)
 static void
 key_failed(struct log_store *s, struct op_key *k)
 {
-	if (!k->pend->inflight)
-		state_unprepare(s, k->key.data, k->key.len, k->hash);
+	if (!k->pend->inflight) /* k->key may be gone: compaction's lies in what it has read */
+		state_unprepare(s, k->pend->key, k->pend->klen, k->hash);
 	if (k->after.value)
 		(void)value_unref(k->after.value); /* others may share it */
 	k->after.value = NULL;

@@ -10,7 +10,8 @@
  * name is known, the key is looked for at the end. Extents in damaged data, and records in segments that are missing, make
  * their keys damaged as well. Nothing is dropped silently: everything is reported with segment and offset.
  *
- * Threads: the one that opens the store; nobody else knows it yet. Layer: store.
+ * Threads: the one that opens the store, and the one that applies records (recover_queue.c) while that one reads the log;
+ * nobody else knows the store yet. Layer: store.
  */
 #include "store/log_store.h"
 #include "base/diag.h"
@@ -22,6 +23,7 @@
 
 #define SEQ_SKIP (UINT64_C(1) << 32)
 #define INO_SKIP (UINT64_C(1) << 20)
+#define PROGRESS_STEP (UINT64_C(1) << 20) /* bytes */
 
 /* A damaged place; hash 0: it may have been data. */
 struct damage {
@@ -33,8 +35,12 @@ struct recovery {
 	struct log_store *s;
 	struct damage *damage;
 	unsigned ndamage, cap;
+	struct recover_queue *queue;
+	uint64_t hash;    /* of the key of the record being applied */
 	bool dangling;    /* some change built on what was not there (yet) */
 	uint64_t missing; /* segments */
+	uint64_t told;    /* log bytes, when progress was shown last */
+	int refused;      /* what the replay of a record said, if that ended it */
 };
 
 static bool
@@ -58,7 +64,7 @@ slot_find(struct recovery *rc, const struct record *r, struct slot *sl)
 {
 	sl->key = r->key;
 	sl->klen = r->klen;
-	sl->hash = index_hash(rc->s->ix, r->key, r->klen);
+	sl->hash = rc->hash;
 	state_present(rc->s, sl->key, sl->klen, sl->hash, &sl->old);
 }
 
@@ -136,13 +142,57 @@ damage_key(struct recovery *rc, const struct slot *sl, const struct log_scan *sc
 	return slot_install(rc, sl, &st, false);
 }
 
+/*
+ * The common case, a small value without anything special over nothing or over another one, without going through states.
+ * Return: 1 done, 0 it is another case, -ENOMEM.
+ */
+static int
+replay_plain(struct recovery *rc, const struct log_scan *sc)
+{
+	const struct record *r = &sc->rec;
+	struct log_store *s = rc->s;
+	struct index_entry *e = index_find(s->ix, r->key, r->klen, rc->hash);
+	uint32_t owner, first = r->first_seg ? r->first_seg : sc->place.seg;
+
+	if (r->version != r->seq || r->atime != r->mtime || r->ctime != r->mtime || r->expires || r->xattr_size ||
+	    r->payload_size != r->size || (e && index_flags(e)))
+		return 0;
+	if (e && r->seq < e->seq)
+		return 1;
+	if (index_owner_put(s->ix, r->mode, r->uid, r->gid, &owner))
+		return -ENOMEM;
+	if (e) {
+		live_add(s, e->seg, -(int64_t)index_reclen(e));
+		if (e->first_seg && e->first_seg < first)
+			first = e->first_seg;
+	} else {
+		e = index_insert(s->ix, r->key, r->klen, rc->hash);
+		if (!e)
+			return -ENOMEM;
+		s->keys++;
+	}
+	e->seq = r->seq;
+	e->mtime = r->mtime;
+	e->seg = sc->place.seg;
+	e->off = (uint32_t)(sc->place.off / 8);
+	e->first_seg = first;
+	e->owner = owner;
+	index_set_ino(e, r->ino);
+	index_set_size(e, r->size, sc->place.len);
+	live_add(s, e->seg, sc->place.len);
+	return 1;
+}
+
 static int
 replay_put(struct recovery *rc, const struct log_scan *sc)
 {
 	const struct record *r = &sc->rec;
+	int plain = replay_plain(rc, sc);
 	struct slot sl;
 	struct kstate st;
 
+	if (plain)
+		return plain < 0 ? plain : 0;
 	slot_find(rc, r, &sl);
 	if (sl.old.exists && r->seq < sl.old.seq)
 		return 0;
@@ -433,18 +483,35 @@ scan_gap(struct recovery *rc, const struct log_scan *sc)
 }
 
 static int
-replay(void *arg, const struct log_scan *sc)
+apply(void *arg, const struct log_scan *sc, uint64_t hash)
 {
 	struct recovery *rc = arg;
 
+	rc->hash = hash;
 	switch (sc->event) {
 	case SCAN_RECORD:
-		return replay_record(rc, sc);
+		rc->refused = replay_record(rc, sc);
+		break;
 	case SCAN_DAMAGED:
-		return scan_damaged(rc, sc);
+		rc->refused = scan_damaged(rc, sc);
+		break;
 	default:
-		return scan_gap(rc, sc);
+		rc->refused = scan_gap(rc, sc);
 	}
+	return rc->refused;
+}
+
+static int
+replay(void *arg, const struct log_scan *sc)
+{
+	struct recovery *rc = arg;
+	const struct store_config *c = &rc->s->cfg;
+
+	if (c->progress && sc->total && sc->done >= rc->told + PROGRESS_STEP) {
+		rc->told = sc->done;
+		c->progress(c->progress_arg, "reading the log", sc->done, sc->total);
+	}
+	return recover_queue_add(rc->queue, sc);
 }
 
 /* ---- the end: which keys refer to what is not there ---- */
@@ -559,6 +626,7 @@ start_over(struct log_store *s)
 	free(s->rec_live);
 	s->rec_live = NULL;
 	s->rec_live_cap = 0;
+	s->rec_live_failed = false;
 	s->nbad = 0;
 	s->seq = 0;
 	atomic_store(&s->next_ino, INO_FIRST);
@@ -569,8 +637,16 @@ start_over(struct log_store *s)
 static int
 recover_from(struct recovery *rc, struct log_pos from, uint64_t *cut, char *err, size_t cap)
 {
+	int r, r2;
+
 	rc->s->recovering = true;
-	return log_recover(rc->s->lg, from, replay, rc, cut, err, cap);
+	rc->queue = recover_queue_create(rc->s->ix, apply, rc);
+	if (!rc->queue)
+		return -ENOMEM;
+	r = log_recover(rc->s->lg, from, replay, rc, cut, err, cap);
+	r2 = recover_queue_end(rc->queue);
+	rc->queue = NULL;
+	return r ? r : r2;
 }
 
 int
@@ -589,6 +665,10 @@ store_recover(struct log_store *s, char *err, size_t cap)
 	if (!r) {
 		r = recover_from(&rc, from, &cut, err, cap);
 		loaded = !r;
+		if (r && !rc.refused) {
+			free(rc.damage); /* the disk failed, not the checkpoint: nothing is tried again */
+			return r;
+		}
 		if (r && r != -ENOMEM)
 			diag_warn("the checkpoint does not fit the log (%s); reading the whole log", err);
 	} else if (r != -ENOENT) {
@@ -602,6 +682,8 @@ store_recover(struct log_store *s, char *err, size_t cap)
 		if (!r)
 			r = recover_from(&rc, (struct log_pos){ 0 }, &cut, err, cap);
 	}
+	if (!r && s->rec_live_failed)
+		r = -ENOMEM; /* else compaction would take for dead what is alive */
 	if (!r) {
 		s->st.cut_bytes = cut;
 		if (cut)

@@ -105,6 +105,7 @@ table_grow_locked(struct log *lg, uint32_t id)
 	uint32_t skip = 0, cap;
 	struct segment **segs;
 
+	assert(id <= LOG_SEGMENT_ID_MAX);
 	if (!lg->nsegs)
 		lg->seg_base = id;
 	while (skip < lg->nsegs && !lg->segs[skip])
@@ -115,7 +116,7 @@ table_grow_locked(struct log *lg, uint32_t id)
 		lg->seg_base = lg->nsegs ? lg->seg_base + skip : id;
 	}
 	if (id - lg->seg_base >= lg->segs_cap) {
-		cap = (id - lg->seg_base + 1) * 2 + 16;
+		cap = (id - lg->seg_base + 1) / 2 * 3 + 16;
 		segs = realloc(lg->segs, cap * sizeof(*segs));
 		if (!segs)
 			return -ENOMEM;
@@ -286,7 +287,7 @@ create_segment(struct log *lg, struct segment **out)
 	int fd, tries = 0;
 
 	do {
-		if (!lg->next_id)
+		if (!lg->next_id || lg->next_id > LOG_SEGMENT_ID_MAX)
 			return -EOVERFLOW;
 		segment_name(name, lg->next_id);
 		LOG_RETRY(fd, d->ops->open(d, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));

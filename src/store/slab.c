@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -30,28 +31,27 @@
 #define UNPOISON(p, n) ((void)(p), (void)(n))
 #endif
 
-#define CHUNK_SIZE (UINT64_C(1) << 20)
+#define CHUNK_SIZE (UINT64_C(2) << 20)
+#define HUGE_FROM 16u /* chunks of a class from which on a whole one more or less does not matter */
 #define CHUNK_HEADER 64u
 #define PAGE 4096u
 #define FINE_MAX 512u
-#define FINE_STEP 8u
+#define FINE_STEP 4u
+#define OBJECT_MIN 8u
 #define COARSE_STEP 64u
 #define FINE_CLASSES (FINE_MAX / FINE_STEP)
 #define CLASSES (FINE_CLASSES + (SLAB_MAX - FINE_MAX) / COARSE_STEP)
 
-struct object {
-	struct object *next;
-};
-
 struct chunk {
 	struct chunk *next, *prev;         /* in the slab's list of all chunks */
 	struct chunk *room_next, *room_prev; /* in the class's list of chunks with room, while has_room */
-	struct object *free;
+	void *free;     /* first of the list of freed objects; each begins with the address of the next */
 	uint32_t used;  /* objects handed out and not freed */
 	uint32_t fresh; /* objects ever handed out; later ones are untouched memory */
 	uint32_t slots; /* objects that fit */
 	uint16_t class;
 	bool has_room;
+	bool huge;
 };
 
 _Static_assert(sizeof(struct chunk) <= CHUNK_HEADER, "the chunk's header must fit before its first object");
@@ -59,6 +59,7 @@ _Static_assert(sizeof(struct chunk) <= CHUNK_HEADER, "the chunk's header must fi
 struct slab {
 	struct chunk *chunks;
 	struct chunk *room[CLASSES];
+	uint32_t nchunks[CLASSES];
 	uint64_t memory;
 	uint64_t objects;
 	uint64_t allowance; /* allocations until failure, UINT64_MAX: no limit */
@@ -68,6 +69,8 @@ static unsigned
 size_to_class(size_t size)
 {
 	assert(size > 0 && size <= SLAB_MAX);
+	if (size < OBJECT_MIN)
+		size = OBJECT_MIN;
 	if (size <= FINE_MAX)
 		return (unsigned)((size + FINE_STEP - 1) / FINE_STEP - 1);
 	return (unsigned)(FINE_CLASSES + (size - FINE_MAX - 1) / COARSE_STEP);
@@ -93,6 +96,8 @@ touched(const struct chunk *c, uint32_t fresh)
 {
 	uint64_t end = CHUNK_HEADER + (uint64_t)fresh * class_to_size(c->class);
 
+	if (c->huge)
+		return CHUNK_SIZE;
 	return (end + PAGE - 1) & ~(uint64_t)(PAGE - 1);
 }
 
@@ -162,9 +167,13 @@ static struct chunk *
 chunk_create(struct slab *s, unsigned class)
 {
 	struct chunk *c = map_chunk();
+	bool huge;
 
 	if (!c)
 		return NULL;
+	huge = s->nchunks[class] >= HUGE_FROM && !madvise(c, CHUNK_SIZE, MADV_HUGEPAGE); /* before the first touch */
+	c->huge = huge;
+	s->nchunks[class]++;
 	c->class = (uint16_t)class;
 	c->slots = (uint32_t)((CHUNK_SIZE - CHUNK_HEADER) / class_to_size(class));
 	c->next = s->chunks;
@@ -189,6 +198,7 @@ chunk_destroy(struct slab *s, struct chunk *c)
 	else
 		s->chunks = c->next;
 	s->memory -= touched(c, c->fresh);
+	s->nchunks[c->class]--;
 	UNPOISON((char *)c + CHUNK_HEADER, CHUNK_SIZE - CHUNK_HEADER);
 	unmap_bytes(c, CHUNK_SIZE);
 }
@@ -229,7 +239,7 @@ slab_alloc(struct slab *s, size_t size)
 {
 	unsigned class = size_to_class(size);
 	struct chunk *c = s->room[class];
-	struct object *o;
+	char *o;
 
 	if (!slab_may_alloc(s))
 		return NULL;
@@ -241,9 +251,9 @@ slab_alloc(struct slab *s, size_t size)
 	o = c->free;
 	if (o) {
 		UNPOISON(o, class_to_size(class));
-		c->free = o->next;
+		memcpy(&c->free, o, sizeof(c->free));
 	} else {
-		o = (struct object *)((char *)c + CHUNK_HEADER + (uint64_t)c->fresh * class_to_size(class));
+		o = (char *)c + CHUNK_HEADER + (uint64_t)c->fresh * class_to_size(class);
 		UNPOISON(o, class_to_size(class));
 		s->memory += touched(c, c->fresh + 1) - touched(c, c->fresh);
 		c->fresh++;
@@ -259,14 +269,13 @@ void
 slab_free(struct slab *s, void *p)
 {
 	struct chunk *c = chunk_of(p);
-	struct object *o = p;
 
 	if (!p)
 		return;
 	assert(c->used > 0);
-	o->next = c->free;
-	c->free = o;
-	POISON(o, class_to_size(c->class));
+	memcpy(p, &c->free, sizeof(c->free));
+	c->free = p;
+	POISON(p, class_to_size(c->class));
 	c->used--;
 	s->objects--;
 	if (!c->has_room)
@@ -291,6 +300,32 @@ uint64_t
 slab_objects(const struct slab *s)
 {
 	return s->objects;
+}
+
+void
+slab_absorb(struct slab *s, struct slab *from)
+{
+	struct chunk *c, *next;
+
+	for (c = from->chunks; c; c = next) {
+		bool room = c->has_room;
+
+		next = c->next;
+		if (room)
+			room_remove(from, c);
+		c->prev = NULL;
+		c->next = s->chunks;
+		if (c->next)
+			c->next->prev = c;
+		s->chunks = c;
+		if (room)
+			room_add(s, c);
+	}
+	for (unsigned i = 0; i < CLASSES; i++)
+		s->nchunks[i] += from->nchunks[i];
+	s->memory += from->memory;
+	s->objects += from->objects;
+	free(from);
 }
 
 void

@@ -2,8 +2,8 @@
 /*
  * slab.h - memory for the index: small objects of any size, without a malloc header and without fragmentation.
  *
- * Private to the index. Chunks of 1 MiB are mapped from the kernel; a chunk holds objects of one size class (8 byte
- * steps to 512, 64 byte steps above). Freed objects are used again first; a chunk without objects goes back to the
+ * Private to the index. Chunks of 2 MiB are mapped from the kernel; a chunk holds objects of one size class (4 byte
+ * steps to 512, 64 byte steps above). A class with many chunks has huge pages. Freed objects are used again first; a chunk without objects goes back to the
  * kernel unless it is the last one with room in its class.
  *
  * Threads: none inside; the owner's lock protects everything. Layer: store; knows neither keys nor entries.
@@ -28,8 +28,8 @@ void slab_destroy(struct slab *s);
 /**
  * Allocate an object.
  * @size: 1 .. SLAB_MAX bytes
- * Return: the object (8-byte aligned; 64-byte aligned when size, rounded up to 8, is a multiple of 64), contents
- * undefined; or NULL (no memory).
+ * Return: the object (aligned as its size, rounded up to 4, allows: to 4, 8, 16, 32 or 64 bytes), contents undefined; or
+ * NULL (no memory).
  */
 void *slab_alloc(struct slab *s, size_t size);
 
@@ -44,6 +44,9 @@ uint64_t slab_memory(const struct slab *s);
 
 /** Objects allocated and not freed. */
 uint64_t slab_objects(const struct slab *s);
+
+/** Move everything that is in `from` to `s`; `from` is destroyed. */
+void slab_absorb(struct slab *s, struct slab *from);
 
 /** For tests: let `n` allocations succeed, then fail all (UINT64_MAX: never fail). */
 void slab_fail_after(struct slab *s, uint64_t n);

@@ -2,8 +2,8 @@
 /*
  * snap.c - pinned committed values: what a snap reads never changes and stays readable whatever happens to the key.
  *
- * A snap of a small value holds the place of its record and pins that segment; the first read fetches the whole record,
- * verifies it and keeps the content. A snap of a large value holds a reference on the (immutable) list of extents and pins
+ * A snap of a small value holds the place of its record and pins that segment; a read of all of it that the page cache
+ * can answer copies it out of the verified record; any other first read keeps the content. A snap of a large value holds a reference on the (immutable) list of extents and pins
  * every segment these lie in.
  *
  * Threads: any; a snap does not change after it was made, but for the content kept by the first read (atomic).
@@ -256,6 +256,9 @@ snap_read(struct store_snap *snap, uint64_t off, void *buf, size_t len, size_t *
 		copy_small(b, off, buf, len);
 		return 0;
 	}
+	/* All of it at once is read once: nothing is kept. */
+	if (!snap->st.value && len == snap->st.size && record_read_cached(snap->s, &snap->st, buf))
+		return 0;
 	sr = calloc(1, sizeof(*sr));
 	if (!sr)
 		return -ENOMEM;

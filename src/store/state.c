@@ -47,8 +47,12 @@ live_add(struct log_store *s, uint32_t seg, int64_t bytes)
 	s->live += (uint64_t)bytes;
 	if (!s->recovering)
 		log_segment_live(s->lg, seg, bytes);
-	else if (seg < s->nsegs_known && rec_live_grow(s, seg))
+	else if (seg >= s->nsegs_known)
+		return;
+	else if (rec_live_grow(s, seg))
 		s->rec_live[seg] += bytes;
+	else
+		s->rec_live_failed = true;
 }
 
 struct live_arg {
@@ -77,7 +81,7 @@ static void
 live_trail(struct log_store *s, const struct trail *t, int sign)
 {
 	for (uint32_t i = 0; i < t->n; i++)
-		live_add(s, t->part[i].seg, sign * (int64_t)t->part[i].bytes);
+		live_add(s, t->part[i].seg, (int64_t)t->part[i].bytes * sign);
 }
 
 void
@@ -534,34 +538,30 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 }
 
 int
-state_load(struct log_store *s, const char *key, uint32_t klen, struct kstate *st)
+state_load_extra(struct log_store *s, struct index_entry *e, struct kstate *st)
 {
-	uint64_t hash = index_hash(s->ix, key, klen);
-	struct index_entry *e = index_insert(s->ix, key, klen, hash); /* a walk of the index gives each key once */
+	struct index_extra *x = index_extra(e);
 	struct large *spare = NULL;
 
-	if (st->value)
-		spare = calloc(1, sizeof(*spare));
-	if (!e || (st->value && !spare) || (needs_extra(st) && !index_extra_add(s->ix, &e)))
-		goto out_drop;
-	if (st->value && !s->large_slots)
+	x->version = st->version;
+	x->atime = st->atime;
+	x->ctime = st->ctime;
+	x->expires = st->expires;
+	x->xattr_size = st->xattr_size;
+	if (!st->value)
+		return 0;
+	if (!s->large_slots)
 		large_grow(s);
-	if (st->value && !s->large_slots)
-		goto out_drop;
-	live_trail(s, &st->trail, 1);
-	entry_fill(s, e, st, false);
-	if (st->value) {
-		live_value(s, st->value, 1);
-		large_install(s, e, st, &spare);
-	}
-	s->keys++;
-	return 0;
-
-out_drop:
-	free(spare);
-	if (st->value)
+	spare = s->large_slots ? calloc(1, sizeof(*spare)) : NULL;
+	if (!spare) {
 		(void)value_unref(st->value); /* ours alone */
-	return -ENOMEM;
+		return -ENOMEM;
+	}
+	x->value = st->value;
+	live_value(s, st->value, 1);
+	live_trail(s, &st->trail, 1);
+	large_install(s, e, st, &spare);
+	return 0;
 }
 
 /* ---- checking ---- */

@@ -13,6 +13,8 @@
  * Because `done` is never called from inside, callers may hold their own locks across a call (lock order: caller's
  * lock, then the engine's). No function waits for the disk while it holds a lock or before it returns STORE_PENDING
  * (reads of cached data and writes into the page cache may be done at once).
+ * An io that has been used with a store must be run now and then (io_run(io, 0) will do) as long as the store is open, even if
+ * every operation ended at once: the log may have started a flush there that others wait for.
  * All pointers in arguments (key, buffers, out parameters) must stay valid until the operation has ended. The request is
  * the caller's memory.
  *

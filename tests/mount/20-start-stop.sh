@@ -45,6 +45,8 @@ case_help_and_version()
 	grep -q -- '-o sync=always|fsync|never' "$T/help" || fail "no sync in the help"
 	"$KVFS" --version | grep -q '^kvfs [0-9]' || fail "--version"
 	"$KVFS" -V | grep -q libfuse || fail "-V"
+	refused "cannot write to standard output: No space left" sh -c "'$KVFS' -h > /dev/full"
+	refused "cannot write to standard output: No space left" sh -c "'$KVFS' -V > /dev/full"
 }
 
 case_wrong_usage()
@@ -52,6 +54,8 @@ case_wrong_usage()
 	refused usage "$KVFS"
 	refused usage "$KVFS" a b c
 	refused "unknown option -x" "$KVFS" -x "$M"
+	refused "the mount point is an empty string" "$KVFS" "$D" ""
+	refused "/: cannot be read: Is a directory" "$KVFS" -c / "$M"
 	refused "did you mean 'sync'" "$KVFS" -o "data=$D,synk=x" "$M"
 	refused "always|fsync|never" "$KVFS" -o "data=$D,sync=x" "$M"
 	refused "a size such as" "$KVFS" -o "data=$D,max_value=12Q" "$M"
@@ -112,6 +116,26 @@ case_keeps_no_descriptor_of_its_starter()
 	start "$D" "$M" -o "transport=$TRANSPORT"
 	exec {fd}>&-
 	flock -n "$T/held" true || fail "the daemon holds a lock of the shell that started it"
+}
+
+# What the daemon opens must not take the numbers of closed standard descriptors.
+case_starts_with_closed_standard_descriptors()
+{
+	! is_mounted "$M" || stop
+	timeout 30 "$KVFS" "$D" "$M" -o "transport=$TRANSPORT" <&- >&- 2>&- || fail "status $?"
+	equal "$(cat "$M/key")" value
+	stop
+	# In the foreground, with words for a standard error that is not there: they must not go into the store's files.
+	"$KVFS" -f -o "$(opts log_level=debug)" "$M" <&- >&- 2>&- &
+	echo $! >> "$PIDS"
+	wait_for 20 is_mounted "$M" || fail "not mounted"
+	equal "$(cat "$M/key")" value
+	! grep -lr 'kvfs: ' "$D" || fail "messages in the store's files"
+	stop
+	timeout 30 "$KVFSCTL" check "$D" > "$T/words" 2>&1 || fail "$(cat "$T/words")"
+	refused "" sh -c "timeout 30 '$KVFSCTL' load '$D' <&- 2>&-"
+	! grep -lr 'kvfsctl: ' "$D" || fail "messages of kvfsctl in the store's files"
+	timeout 30 "$KVFSCTL" check "$D" > "$T/words" 2>&1 || fail "$(cat "$T/words")"
 }
 
 case_umount_and_mount_at_once()
@@ -369,7 +393,14 @@ case_make_run_twice()
 	(cd "$TOP" && bash -e "$T/try") > "$T/tried" 2>&1 || fail "the three commands: $(tail -n 1 "$T/tried")"
 	BUILD=$BUILD "$TOP/scripts/run" "$T/run/mnt" "$T/run-data" > "$T/second" 2>&1 || fail "twice: $(cat "$T/second")"
 	grep -q 'already mounted' "$T/second" || fail "it does not say so"
+	refused "with other data, $T/run-data" env BUILD="$BUILD" "$TOP/scripts/run" "$T/run/mnt" "$T/run-data2"
 	umount "$T/run/mnt" || fail "umount"
+	# A tilde that the shell has not expanded.
+	(cd "$T" && HOME=$T/run BUILD=$BUILD SUDO_UID='' "$TOP/scripts/run" '~/mnt' '~/data') > "$T/third" 2>&1 ||
+		fail "with a tilde: $(cat "$T/third")"
+	grep -q "is mounted at $T/run/mnt, data in $T/run/data" "$T/third" || fail "with a tilde: $(cat "$T/third")"
+	umount "$T/run/mnt" || fail "umount"
+	refused "without the tilde" env SUDO_UID=1 BUILD="$BUILD" "$TOP/scripts/run" '~/mnt' '~/data'
 }
 
 run_cases 90

@@ -53,6 +53,8 @@ case_usage_and_version()
 		status 2 ctl "$c" --nonsense
 		says nonsense
 	done
+	status 1 sh -c "'$KVFSCTL' --version > /dev/full"
+	says "cannot write to standard output: No space left"
 	status 2 ctl
 	status 2 ctl frobnicate
 	says "no command 'frobnicate'"
@@ -202,6 +204,9 @@ a, b = [json.loads(l) for l in open(sys.argv[1])]
 assert a["size"] == 3 and a["mode"] == "0644" and 45 < a["ttl"] <= 50 and a["version"] > 0, a
 assert b["key"] == "a\"\n\xff" and "ttl" not in b, b' "$T/json" || fail "$(cat "$T/json")"
 	rm "$M/$(printf 'a"\n\377')"
+	# More than one buffer of output on a full disk.
+	status 1 sh -c "'$KVFSCTL' info '$M' $(printf 'i %.0s' $(seq 100)) > /dev/full"
+	says "cannot write to standard output: No space left"
 }
 
 case_wrong_names_and_places()
@@ -412,6 +417,30 @@ case_large_damaged_values_are_not_dumped()
 	status 0 ctl load "$T/other" "$T/rest.tar"
 	status 0 ctl check "$T/other"
 	rm -rf "$T/other"
+}
+
+# A store that was unmounted a moment ago is still being closed: its tools wait for that.
+case_waits_for_a_store_that_is_stopping()
+{
+	local holder
+	need_engine
+	rm -rf "$D"
+	kv_mount || fail "no mount"
+	echo value > "$M/k"
+	kv_umount
+	(
+		exec 9>> "$D/lock"
+		flock 9
+		printf '%d\nstopping\n%s\n' "$BASHPID" "$M" > "$D/lock"
+		: > "$T/held"
+		sleep 2
+	) &
+	holder=$!
+	wait_for 10 test -e "$T/held"
+	status 0 ctl check "$D"
+	says "waiting for process $holder, which is still stopping"
+	rm "$T/held"
+	wait $holder
 }
 
 case_check_of_what_is_no_store()
