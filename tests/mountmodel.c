@@ -325,7 +325,7 @@ mm_flush(struct model *m, struct mofd *o, unsigned proc, bool killed)
 		o->key->dirty = false;
 		o->key->vstate = o->key->early ? VER_MAYBE : VER_GREATER;
 	}
-	if (o->kind != MREPL || o->cancelled || (o->published && !o->unpub))
+	if (o->kind != MREPL || o->cancelled || (o->published && !o->unpub && !o->failed))
 		return 0;
 	o->dying = false;
 	if (opener_lives(m, o) && o->proc != proc) {
@@ -336,6 +336,8 @@ mm_flush(struct model *m, struct mofd *o, unsigned proc, bool killed)
 		o->cancelled = true;
 		return 0;
 	}
+	if (o->failed)
+		return o->failed;
 	return o->unpub ? mm_publish(m, o) : 0;
 }
 
@@ -345,7 +347,7 @@ release(struct model *m, struct mofd *o)
 	if (--o->refs)
 		return;
 	o->refs = 1;
-	if (o->kind == MREPL && !o->cancelled && !o->dying && (!o->published || o->unpub)) {
+	if (o->kind == MREPL && !o->cancelled && !o->dying && !o->failed && (!o->published || o->unpub)) {
 		m->unsettled = 1 + o->name;
 		mm_publish(m, o);
 	}
@@ -382,7 +384,7 @@ mm_slot_set(struct model *m, unsigned proc, unsigned slot, struct mofd *o)
 static bool
 publishes_at_release(const struct mofd *o)
 {
-	return o->kind == MREPL && o->refs == 1 && !o->cancelled && !o->dying && (!o->published || o->unpub);
+	return o->kind == MREPL && o->refs == 1 && !o->cancelled && !o->dying && !o->failed && (!o->published || o->unpub);
 }
 
 /* The kernel flushes the descriptors in their order; in which order it then releases them is not known. */

@@ -104,10 +104,18 @@ check_write(struct model *m, const struct call *c, const struct result *r)
 		off = v->size;
 	else if (c->way)
 		off = (size_t)o->pos;
-	if (off + c->len > MM_MAX)
+	if (off + c->len > MM_MAX) {
+		if (o->kind == MREPL && !o->failed) {
+			o->failed = EFBIG;
+			o->failed_off = off;
+		}
+		o->dying = false;
 		return mm_want_err(m, r, EFBIG);
+	}
 	if (r->err)
 		return mm_want_err(m, r, 0);
+	if (o->failed && off <= o->failed_off && o->failed_off - off < c->len)
+		o->failed = 0;
 	if (r->ret != (int64_t)c->len)
 		return mm_wrong(m, "wrote %" PRId64 " of %u", r->ret, c->len);
 	mm_value_write(v, off, c->len, c->seed);
@@ -147,6 +155,8 @@ check_ftrunc(struct model *m, const struct call *c, const struct result *r)
 	if (r->err)
 		return mm_want_err(m, r, 0);
 	mm_value_resize(o->kind == MREPL ? &o->v : &o->key->v, c->off);
+	if (o->failed && c->off <= o->failed_off)
+		o->failed = 0;
 	if (o->kind == MREPL) {
 		o->unpub = true;
 		o->dying = false;
@@ -162,7 +172,9 @@ check_fsync(struct model *m, const struct call *c, const struct result *r)
 	struct mofd *o = m->slot[c->proc][c->slot];
 	int err = 0;
 
-	if (o->kind == MREPL && !o->cancelled && (!o->published || o->unpub))
+	if (o->kind == MREPL && !o->cancelled && o->failed)
+		err = o->failed;
+	else if (o->kind == MREPL && !o->cancelled && (!o->published || o->unpub))
 		err = mm_publish(m, o);
 	if (o->kind == MEDIT)
 		mm_flush(m, o, c->proc, false);

@@ -58,6 +58,8 @@ struct mofd {
 	bool unpub, published, cancelled, excl, has_mark, set_expiry;
 	bool stranded; /* somebody else renamed the key away: the writer may have the kernel lead him from the new name to it */
 	bool dying; /* its last flush came from a process that was being killed, not its opener */
+	int failed;    /* errno of a write that was not made good: it is not published */
+	size_t failed_off;
 	uint64_t mark;
 	int64_t expires;
 };

@@ -108,6 +108,21 @@ write_reply(struct rq *r)
 	return RQ_DONE;
 }
 
+/*
+ * A replacement with a failed write in it is not what its writer meant: `cp` of a value that does not fit would replace the
+ * old value by a part of the new one. It is published only if the write is repeated with success, or the place cut off.
+ */
+static void
+note_outcome(struct mdraft *d, uint64_t off, size_t size, int err)
+{
+	if (err && !d->failed) {
+		d->failed = err;
+		d->failed_off = off;
+	} else if (!err && d->failed && off <= d->failed_off && d->failed_off - off < size) {
+		d->failed = 0;
+	}
+}
+
 static enum rq_result
 write_done(struct rq *r)
 {
@@ -117,6 +132,8 @@ write_done(struct rq *r)
 
 	mdraft_put(m, r->draft);
 	r->draft = NULL;
+	if (h->kind == H_REPL)
+		note_outcome(h->draft, r->off, r->size, r->err);
 	if (r->err)
 		return write_reply(r);
 	if (h->kind == H_REPL) {
@@ -195,6 +212,10 @@ write_step(struct rq *r)
 			return RQ_WAIT;
 		if (r->err)
 			return rq_err(r, r->err);
+		if (m->cfg.max_value && r->off + r->size > m->cfg.max_value) {
+			r->err = -EFBIG;
+			return write_done(r);
+		}
 		r->draft->wgen++;
 		r->draft->touched = now_ns();
 		r->draft->have_mtime = r->draft->have_atime = false;
@@ -210,14 +231,8 @@ write_step(struct rq *r)
 void
 op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
 {
-	struct kvfs_mount *m = rq_mount(req);
-	struct rq *r;
+	struct rq *r = rq_new(req, write_step);
 
-	if (m->cfg.max_value && (uint64_t)off + size > m->cfg.max_value) {
-		fuse_reply_err(req, EFBIG);
-		return;
-	}
-	r = rq_new(req, write_step);
 	if (!r)
 		return;
 	r->nodeid = ino;
@@ -266,7 +281,7 @@ flush_replacement(struct rq *r)
 	struct handle *h = r->h;
 	bool unpublished = h->draft->cgen != h->draft->wgen;
 
-	if (h->cancelled || (h->published && !unpublished))
+	if (h->cancelled || (h->published && !unpublished && !h->draft->failed))
 		return rq_err(r, 0);
 	h->dying = false;
 	if (!flush_counts(h, r->pid)) {
@@ -279,6 +294,8 @@ flush_replacement(struct rq *r)
 		handle_cancel(h);
 		return rq_err(r, 0);
 	}
+	if (h->draft->failed)
+		return rq_err(r, h->draft->failed);
 	if (!unpublished) { /* nothing written yet: maybe an empty value, maybe a shell's dup2 */
 		candidate_begin(h);
 		return rq_err(r, 0);
@@ -331,6 +348,8 @@ fsync_step(struct rq *r)
 {
 	struct handle *h = r->h;
 
+	if (h->kind == H_REPL && !h->cancelled && h->draft->failed)
+		return rq_err(r, h->draft->failed);
 	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
 		candidate_begin(h);
 		return publish_start(r, STORE_SYNC_DURABLE, flushed);

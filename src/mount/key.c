@@ -213,6 +213,15 @@ candidate_end(struct handle *h)
 	h->key->candidates -= candidate_is(h);
 }
 
+bool
+node_left_by_writers(const struct node *n, const struct key *k)
+{
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next)
+		if (list_entry(l, struct handle, of_key)->node == n)
+			return false;
+	return n->opens == 0;
+}
+
 void
 writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to)
 {
@@ -223,7 +232,7 @@ writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to)
 	candidate_end(h);
 	h->key = key_ref(to);
 	to->candidates += candidate_is(h);
-	if (h->node->opens == 0)
+	if (node_left_by_writers(h->node, from)) /* else it stays where its path leads */
 		node_rehome(m, h->node, to);
 	key_put(m, from);
 }

@@ -19,6 +19,17 @@ entry_reply(struct rq *r, struct node *n, const struct store_attr *a, bool uncac
 	return RQ_DONE;
 }
 
+/* The move that says that this is the second walk of an OPEN of the name, or NULL. */
+static struct move *
+second_walk(const struct rq *r)
+{
+	struct move *mv = move_find(r->m, r->pid, NULL);
+
+	if (mv && (mv->moved || (mv->key->name_len == r->name_len && memcmp(mv->key->name, r->name, r->name_len) == 0)))
+		return mv;
+	return NULL;
+}
+
 /* Nobody has committed the name. Its writer finds it all the same; others get a negative entry. */
 static enum rq_result
 lookup_absent(struct rq *r, struct key *k)
@@ -36,7 +47,10 @@ lookup_absent(struct rq *r, struct key *k)
 		return entry_reply(r, mv && mv->writer ? mv->node : own->node, &a, true);
 	}
 	double t = FOREVER_S;
+	struct move *lost = second_walk(r);
 
+	if (lost && lost->key != k) /* the walk ends here */
+		move_end(m, lost);
 	if (k && (key_has_live_writers(k) || k->closing || k->sharing || k->exclusive))
 		t = 0;
 	if (m->lease_ns != STORE_LEASE_FOREVER && (double)m->lease_ns / 1e9 < t)
@@ -99,7 +113,7 @@ lookup_found(struct rq *r)
 	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
 		return entry_reply(r, mv->node, &mv->node->attr, true);
 	if (r->raw_snap && !mv) {
-		struct move *lost = move_find(m, r->pid, NULL);
+		struct move *lost = second_walk(r);
 
 		if (lost)
 			return lookup_again(r, k, lost);
@@ -145,7 +159,7 @@ lookup_step(struct rq *r)
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		if (move_find(m, r->pid, NULL))
+		if (second_walk(r))
 			r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr,
 						 rq_store(r, 1));
 		else
@@ -730,6 +744,8 @@ setattr_size(struct rq *r)
 	default:
 		d = r->draft;
 		r->draft = NULL;
+		if (!r->err && d->failed && (uint64_t)r->st.st_size <= d->failed_off)
+			d->failed = 0; /* what could not be written is cut off */
 		mdraft_put(m, d);
 		if (r->err)
 			return rq_err(r, r->err);

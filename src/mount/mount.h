@@ -78,6 +78,9 @@ struct mdraft {
 	bool committing;
 	bool opening;
 	bool stale;         /* edit draft: a replacement was committed over it; its changes are void */
+	/* Replacement: a write at this place failed (-errno) and was not repeated: it is not whole and must not be published. */
+	int failed;
+	uint64_t failed_off;
 	struct list waiters; /* rq.link: waiting for the commit (or the opening) under way */
 	/* Times set by utimensat on it since the last write: to be published with it. */
 	bool have_mtime, have_atime;
@@ -178,6 +181,7 @@ struct move {
 	struct key *key;
 	struct node *node;
 	bool writer;
+	bool moved;    /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
 	int64_t until; /* monotonic ns */
 };
 
@@ -334,6 +338,8 @@ void node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const 
 bool candidate_is(const struct handle *h);
 void candidate_begin(struct handle *h);
 void candidate_end(struct handle *h);
+/** No pending replacement of k is on n (any more), and nobody else has it open. */
+bool node_left_by_writers(const struct node *n, const struct key *k);
 /** A pending replacement, with the node that it alone uses, goes over to another key. */
 void writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to);
 

@@ -163,9 +163,13 @@ rename_end(struct rq *r, int err)
 static void
 writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
 {
-	if (h->node->opens == 0)
-		h->node->moved = true;
+	struct key *from = h->key;
+
+	key_ref(from);
 	writer_rehome(m, h, to);
+	if (node_left_by_writers(h->node, from))
+		h->node->moved = true;
+	key_put(m, from);
 }
 
 /* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */

@@ -369,12 +369,15 @@ moved_again(struct rq *r, struct node *n, bool writer)
 
 	if (mv && mv->node == n)
 		return own;
-	if (r->state == 0 && !mv && writer && !own) {
-		(void)writer_elsewhere(r, n);
-		return false;
+	if (r->state == 0 && !mv) { /* (several threads may come to the same node: it is reserved, not claimed) */
+		if (writer && !own)
+			(void)writer_elsewhere(r, n);
+		else
+			move_add(m, r->pid, n->key, n, false);
+		mv = move_find(m, r->pid, n->key);
+		if (mv)
+			mv->moved = true;
 	}
-	if (r->state == 0 && !mv) /* (several threads may come to the same node: it is reserved, not claimed) */
-		move_add(m, r->pid, n->key, n, false);
 	return false;
 }
 
@@ -899,7 +902,8 @@ release_step(struct rq *r)
 	if (k && h->took_locks)
 		lockops_release(m, k, h);
 	m->counters.killed += h->dying;
-	if (h->kind == H_REPL && !h->cancelled && !h->dying && (!h->published || h->draft->cgen != h->draft->wgen)) {
+	if (h->kind == H_REPL && !h->cancelled && !h->dying && !h->draft->failed &&
+	    (!h->published || h->draft->cgen != h->draft->wgen)) {
 		publish_at_release(m, h, r->io);
 		return rq_err(r, 0);
 	}

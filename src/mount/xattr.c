@@ -66,6 +66,33 @@ xattr_pending(struct rq *r, struct key *k)
 	return key_has_live_writers(k) && ((n && n->hidden) || key_own_writer(k, r->pid));
 }
 
+/*
+ * The key was deleted or replaced meanwhile: ESTALE has the kernel look the name up again. If that has happened again
+ * behind the second walk, the question counts as asked just after: of what bears the name now.
+ * Return: that key, in r->key; or NULL with r->err.
+ */
+static struct key *
+xattr_heir(struct rq *r, struct key *k)
+{
+	struct kvfs_mount *m = r->m;
+	struct node *n = node_find(m, r->nodeid);
+	struct move *mv = move_find(m, r->pid, NULL);
+	bool by_name = n && !n->opens && !n->writers; /* else perhaps by a descriptor */
+
+	if (!by_name || !mv) {
+		if (by_name)
+			move_add(m, r->pid, k, n, false);
+		r->err = -ESTALE;
+		return NULL;
+	}
+	r->key = key_get(m, k->name, k->name_len);
+	if (!r->key)
+		r->err = -ENOMEM;
+	key_put(m, k);
+	move_end(m, mv);
+	return r->key;
+}
+
 /* Common start: stat the key, then load its blob. State 0 and 1; Return: RQ_DONE when r->err, r->attr, r->xattrs are set. */
 static enum rq_result
 xattr_load(struct rq *r)
@@ -80,10 +107,13 @@ xattr_load(struct rq *r)
 
 	switch (r->state) {
 	case 0:
-		if (!k->named) { /* deleted or replaced meanwhile: a walk by name finds what is there now */
-			r->err = -ESTALE;
-			return RQ_DONE;
+		if (!k->named) {
+			k = xattr_heir(r, k);
+			if (!k)
+				return RQ_DONE;
 		}
+		if (r->nodeid != ROOT_NODEID && key_settle(r, k, NULL) == RQ_WAIT) /* an empty value closed before */
+			return RQ_WAIT;
 		r->err = store_stat(m->store, rq_key_of(r, k), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
