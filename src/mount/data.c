@@ -301,7 +301,7 @@ flush_replacement(struct rq *r)
 		return rq_err(r, 0);
 	}
 	h->flushed = true;
-	return publish_start(r, STORE_SYNC_MODE, flushed);
+	return publish_start(r, h->sync_writes ? STORE_SYNC_DURABLE : STORE_SYNC_MODE, flushed);
 }
 
 static enum rq_result
