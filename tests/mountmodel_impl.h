@@ -100,7 +100,7 @@ bool mm_stranded(const struct model *m, unsigned proc);
 void mm_key_detach(struct model *m, struct mkey *k);
 void mm_created_from(struct model *m, int name, const struct attrs *a);
 void mm_expire_due(struct model *m, int64_t now);
-const char *mm_wrong(struct model *m, const char *fmt, ...);
+const char *mm_wrong(struct model *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 const char *mm_want_err(struct model *m, const struct result *r, int err);
 const char *mm_same_content(struct model *m, const struct result *r, const struct value *v, size_t off, size_t len);
 int mm_publish(struct model *m, struct mofd *o);

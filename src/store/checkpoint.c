@@ -187,7 +187,7 @@ write_entry(void *arg, struct index_entry *e, uint64_t cookie)
 	struct writer *w = arg;
 	uint32_t klen = index_klen(e), padded = (klen + 7) & ~7u;
 	unsigned flags = index_flags(e);
-	struct kstate st;
+	struct kstate st = { 0 };
 	uint8_t *p;
 
 	if (flags & INDEX_F_GHOST)

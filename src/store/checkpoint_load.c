@@ -384,7 +384,7 @@ static void *
 worker_main(void *arg)
 {
 	struct worker *w = arg;
-	struct load *ld = w->ld;
+	struct load *ld = w->ld; /* cppcheck-suppress uninitvar ; worker_init() has filled it */
 	struct log_store *s = ld->s;
 	struct block b;
 	int r;
