@@ -1518,6 +1518,37 @@ sealed_segments_are_cut_to_their_length(void **state)
 	env_free(&e);
 }
 
+/* So that the flush of a small batch has no journal of the file system to wait for. Nobody needs it without such flushes. */
+static void
+space_ahead_of_flushed_batches_is_written(void **state)
+{
+	(void)state;
+	for (int dsync = 0; dsync < 2; dsync++) {
+		struct env e = env_new(dsync, 8 << 20);
+		uint64_t i = 1, writes, flushes;
+
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		do
+			(void)put_one(&e, i++, dsync ? LOG_DURABLE : LOG_WRITTEN);
+		while (!log_service_due(e.lg));
+		assert_int_equal(log_service(e.lg), 0); /* the first one: directory and all */
+		do
+			(void)put_one(&e, i++, dsync ? LOG_DURABLE : LOG_WRITTEN);
+		while (!log_service_due(e.lg));
+		writes = simdisk_count(e.d, SIM_WRITE);
+		flushes = simdisk_count(e.d, SIM_FDATASYNC);
+		assert_int_equal(log_service(e.lg), 0);
+		writes = simdisk_count(e.d, SIM_WRITE) - writes;
+		flushes = simdisk_count(e.d, SIM_FDATASYNC) - flushes;
+		if (dsync)
+			assert_in_range(writes, (1 << 20) / (128 << 10), (2 << 20) / (128 << 10));
+		else
+			assert_int_equal(writes, 0);
+		assert_int_equal(flushes, dsync);
+		env_free(&e);
+	}
+}
+
 static void
 retired_segment_goes_away_for_good(void **state)
 {
@@ -1671,6 +1702,7 @@ main(void)
 		cmocka_unit_test(lost_end_of_the_log_destroys_nothing_else),
 		cmocka_unit_test(scanning_segments_gives_what_recovery_gives),
 		cmocka_unit_test(sealed_segments_are_cut_to_their_length),
+		cmocka_unit_test(space_ahead_of_flushed_batches_is_written),
 		cmocka_unit_test(retired_segment_goes_away_for_good),
 		cmocka_unit_test(crash_around_retiring_never_misses_or_revives),
 	};

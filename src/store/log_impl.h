@@ -203,6 +203,7 @@ struct log {
 	struct segment *active;
 	struct log_pos written_pos, durable, applied, flush_need;
 	uint64_t last_sum, last_number;
+	uint64_t mean_batch; /* bytes, of the last few */
 	bool chain_lost;  /* last_sum is not known: the next batch begins a segment */
 	uint32_t epoch;
 	uint64_t used_total;

@@ -182,6 +182,7 @@ stamp_batch(struct log *lg, struct batch *b)
 	b->h.durable = lg->durable;
 	b->h.epoch = lg->epoch;
 	b->before = lg->written_pos;
+	lg->mean_batch = (lg->mean_batch * 7 + batch_size(&b->h)) / 8;
 }
 
 /* No lock: encode the framing, lay out the pieces. */

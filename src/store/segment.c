@@ -26,6 +26,8 @@
 #define ROOM_UNIT (64u << 10)
 #define ROOM_STEP_MIN (1u << 20)
 #define ROOM_STEP_MAX (16u << 20)
+#define ZERO_CHUNK (128u << 10)
+#define ZERO_BATCH_MAX (32u << 10)
 
 void
 segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
@@ -206,6 +208,40 @@ allocate(struct log *lg, struct segment *s, uint64_t from, uint64_t to)
 	return r == -EFBIG ? -ENOSPC : r;
 }
 
+/*
+ * Write zeros into space that was only allocated, and flush: a flush of small batches there then changes nothing but data,
+ * where the first write of an allocated block costs the file system a commit of its own journal. By a descriptor of its
+ * own, so that an error of this flush is not taken away from the log's (the kernel reports each once per open file); it
+ * only means that the space is as it was.
+ */
+static void
+write_zeros(struct log *lg, const struct segment *s, uint64_t from, uint64_t to)
+{
+	struct disk *d = lg->cfg.disk;
+	uint8_t *zeros = calloc(1, ZERO_CHUNK);
+	char name[SEGMENT_NAME_SIZE];
+	int fd, r = zeros ? 0 : -ENOMEM;
+
+	if (r)
+		return;
+	segment_name(name, s->id);
+	LOG_RETRY(fd, d->ops->open(d, name, O_RDWR | O_CLOEXEC, 0));
+	for (; fd >= 0 && !r && from < to; from += ZERO_CHUNK)
+		r = disk_pwrite_full(d, fd, zeros, to - from < ZERO_CHUNK ? to - from : ZERO_CHUNK, from, 0);
+	if (fd >= 0 && !r)
+		LOG_RETRY(r, d->ops->fdatasync(d, fd));
+	if (fd >= 0)
+		(void)d->ops->close(d, fd);
+	free(zeros);
+}
+
+/* Is space ahead worth writing? Large batches pay the journal's commit once for many bytes. lock held. */
+static bool
+zeros_pay_locked(const struct log *lg)
+{
+	return lg->cfg.dsync_each && lg->mean_batch < ZERO_BATCH_MAX;
+}
+
 static uint64_t
 round_up(uint64_t n, uint64_t unit)
 {
@@ -246,10 +282,10 @@ spares_reserve(const struct log *lg, uint64_t avail, uint64_t bytes)
 
 /* space_lock held. */
 static int
-room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved)
+room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool ahead)
 {
 	uint64_t target = room_target(lg, s, end), exact = round_up(end, ROOM_UNIT), avail = space_left(lg);
-	bool soft;
+	bool soft, zeros;
 	int r = 0;
 
 	if (target < s->alloc)
@@ -270,6 +306,11 @@ room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved)
 	}
 	if (r)
 		return r;
+	pthread_mutex_lock(&lg->lock);
+	zeros = ahead && zeros_pay_locked(lg);
+	pthread_mutex_unlock(&lg->lock);
+	if (zeros)
+		write_zeros(lg, s, s->alloc, target);
 	pthread_mutex_lock(&lg->lock);
 	s->alloc = target;
 	if (soft)
@@ -309,8 +350,9 @@ create_segment(struct log *lg, struct segment **out)
 	return 0;
 }
 
-int
-segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
+/* `ahead`: nobody waits for it. */
+static int
+make_room(struct log *lg, uint32_t id, uint64_t end, bool reserved, bool ahead)
 {
 	struct segment *s;
 	uint32_t after;
@@ -328,9 +370,15 @@ segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
 			r = create_segment(lg, &s);
 	}
 	if (!r && s && (reserved ? s->alloc : s->soft) < end)
-		r = room_extend(lg, s, end, reserved);
+		r = room_extend(lg, s, end, reserved, ahead);
 	pthread_mutex_unlock(&lg->space_lock);
 	return r;
+}
+
+int
+segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
+{
+	return make_room(lg, id, end, reserved, false);
 }
 
 /* ---- housekeeping ---- */
@@ -530,11 +578,11 @@ service_locked(struct log *lg)
 		r = delete_retired(lg);
 	need = service_needs(lg, &ahead, &trim);
 	if (need & SERVICE_AHEAD) {
-		e = segment_room(lg, log_tail(lg).seg, ahead, false);
+		e = make_room(lg, log_tail(lg).seg, ahead, false, true);
 		r = r ? r : e;
 	}
 	if (need & SERVICE_NEXT) {
-		e = segment_room(lg, 0, 1, false);
+		e = make_room(lg, 0, 1, false, true);
 		r = r ? r : e;
 	}
 	for (; trim; service_needs(lg, &ahead, &trim)) {
