@@ -645,6 +645,7 @@ create_step(struct rq *r)
 			return rq_err(r, -ENOMEM);
 		if (key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
+		r->version = r->key->committed;
 		r->err = store_stat(m->store, rq_key_name(r, r->name, r->name_len), &r->attr, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
@@ -652,6 +653,10 @@ create_step(struct rq *r)
 	case 1:
 		if (r->err && r->err != -ENOENT)
 			return rq_err(r, r->err);
+		if (r->err && r->key->committed != r->version) { /* the answer is older than a commit that has ended since */
+			r->state = 0;
+			return create_step(r);
+		}
 		if (kind == H_REPL)
 			return create_writer(r, r->key);
 		/* (r->tries: an earlier commit of ours may have been the one that made it) */
