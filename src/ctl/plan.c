@@ -48,7 +48,7 @@ static const struct {
 	.directory = 16,
 	.batch = 120,
 	.page = 4096,
-	.checkpoint_entry = 72,
+	.checkpoint_entry = 56,
 	.load_keys = 4e6,
 	.replay_bytes = 400e6,
 	.disk_bytes = 500e6,
