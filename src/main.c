@@ -515,6 +515,11 @@ stop(struct app *a)
 	}
 	if (a->session && a->store) {
 		rc = mount_finish(a->mount);
+		if (rc == -ETIMEDOUT) {
+			diag_err("the disk does not answer: leaving without a checkpoint (what was acknowledged is safe)");
+			helper_end(a->helper);
+			return rc;
+		}
 		if (rc)
 			diag_err("an open value could not be saved: %s", strerror(-rc));
 	}

@@ -296,10 +296,9 @@ publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io)
 	r->settled = true;
 	r->key->closing++;
 	if (r->step(r) == RQ_DONE) {
-		/* Ended at once: rq_end() must not run under the lock; post it to ourselves. */
-		r->step = NULL;
+		/* Ended at once: rq_end() must not run under the lock. */
 		key_put(m, r->key);
-		free(r);
+		rq_refuse(r, 0);
 	}
 }
 

@@ -89,8 +89,7 @@ op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file
 	r->size = size;
 	r->buf = malloc(size ? size : 1);
 	if (!r->buf) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	rq_run(r);
@@ -243,8 +242,7 @@ op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off
 	r->sync = fi->flags & (O_SYNC | O_DSYNC) ? STORE_SYNC_DURABLE : STORE_SYNC_MODE;
 	r->buf = malloc(size ? size : 1);
 	if (!r->buf) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	memcpy(r->buf, buf, size);

@@ -209,8 +209,7 @@ readdir_start(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool plus)
 	r->flag = plus;
 	r->buf = malloc(size ? size : 1);
 	if (!r->buf) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	rq_run(r);

@@ -43,12 +43,13 @@ void mount_events(struct kvfs_mount *m, struct store_events *ev);
 /** Tie it to its session, before session_start; starts the notifier thread. Return: 0 or -errno. */
 int mount_attach(struct kvfs_mount *m, struct session *se);
 
-/** Stop the notifier: call when session_wait has returned, before session_destroy. */
+/** Stop the notifier, let go of whoever waits for a lock: call when session_wait has returned, before session_destroy. */
 void mount_detach(struct kvfs_mount *m);
 
 /**
  * After session_destroy: commit edits that are still open, drop unpublished replacements, free all nodes and handles,
- * so that the store can be closed. Blocks. Return: 0 or -errno of a commit that failed.
+ * so that the store can be closed. Blocks. Return: 0 or -errno of a commit that failed; -ETIMEDOUT: requests are still
+ * under way, whose threads session_destroy() has given up: neither the store may be closed nor the mount destroyed.
  */
 int mount_finish(struct kvfs_mount *m);
 

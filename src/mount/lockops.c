@@ -91,6 +91,10 @@ setlk_step(struct rq *r)
 	grant(granted);
 	if (r->err != LOCK_QUEUED)
 		return rq_err(r, r->err);
+	if (m->ending) {
+		lock_cancel(t, &r->lock);
+		return rq_err(r, -ECONNABORTED);
+	}
 	if (fuse_req_interrupted(r->req)) {
 		lock_cancel(t, &r->lock);
 		return rq_err(r, -EINTR);
@@ -119,6 +123,20 @@ interrupted(fuse_req_t req, void *data)
 		break;
 	}
 	pthread_mutex_unlock(&m->lock);
+}
+
+void
+lockops_end(struct kvfs_mount *m)
+{
+	m->ending = true;
+	while (!list_empty(&m->lock_waiters)) {
+		struct rq *r = list_entry(m->lock_waiters.next, struct rq, link);
+
+		lock_cancel(&r->h->key->locks, &r->lock);
+		r->err = -ECONNABORTED;
+		r->locked_wait = false;
+		rq_resume(r); /* takes it off the list */
+	}
 }
 
 static struct rq *

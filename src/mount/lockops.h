@@ -9,5 +9,7 @@
 void lockops_release(struct kvfs_mount *m, struct key *k, struct handle *h);
 /** A close by `owner`: drop the POSIX locks it has on the key, as close(2) does. */
 void lockops_close(struct kvfs_mount *m, struct key *k, uint64_t owner);
+/** The mount ends: whoever waits for a lock, now or later, gets ECONNABORTED. */
+void lockops_end(struct kvfs_mount *m);
 
 #endif

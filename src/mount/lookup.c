@@ -232,9 +232,7 @@ op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	int e = rq_set_name(r, name);
 
 	if (e) {
-		free(r->name);
-		free(r);
-		fuse_reply_err(req, -e);
+		rq_refuse(r, e);
 		return;
 	}
 	rq_run(r);

@@ -3,6 +3,7 @@
  * mount.c - life of a mount: creation, INIT, events of the engine, the orderly end; and the operations table.
  */
 #include "mount/mount.h"
+#include "mount/lockops.h"
 #include "base/diag.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -200,6 +201,15 @@ load_root(struct kvfs_mount *m)
 	return e == -ENOENT ? 0 : e;
 }
 
+/* For the session: requests or work of our own that have not ended, on whatever worker. */
+static bool
+is_busy(void *arg)
+{
+	struct kvfs_mount *m = arg;
+
+	return atomic_load(&m->nrequests) != 0;
+}
+
 int
 mount_attach(struct kvfs_mount *m, struct session *se)
 {
@@ -211,6 +221,7 @@ mount_attach(struct kvfs_mount *m, struct session *se)
 	}
 	m->session = se;
 	m->fuse = session_fuse(se);
+	session_set_busy(se, is_busy, m);
 	return notifier_start(m);
 }
 
@@ -218,6 +229,9 @@ void
 mount_detach(struct kvfs_mount *m)
 {
 	notifier_stop(m);
+	pthread_mutex_lock(&m->lock);
+	lockops_end(m);
+	pthread_mutex_unlock(&m->lock);
 }
 
 struct finish {
@@ -294,8 +308,11 @@ mount_finish(struct kvfs_mount *m)
 {
 	struct io_config ic = {.backend = IO_AUTO};
 	struct finish f = {.m = m};
-	int e = io_create(&ic, &f.io);
+	int e;
 
+	if (is_busy(m)) /* the disk has not answered: what is under way uses our memory */
+		return -ETIMEDOUT;
+	e = io_create(&ic, &f.io);
 	if (e)
 		return e;
 	pthread_mutex_lock(&m->lock);

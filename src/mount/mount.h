@@ -30,6 +30,7 @@
 #include "mount/lhash.h"
 #include "mount/locks.h"
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define ROOT_NODEID  UINT64_C(1)
 #define CTL_NODEID   UINT64_C(2)  /* the directory .kvfs */
@@ -269,6 +270,8 @@ struct kvfs_mount {
 	struct notifier *notifier;
 	struct mount_counters counters;
 	uint64_t nhandles;
+	bool ending;           /* nobody is left who would let go of a lock: do not wait for one */
+	atomic_uint nrequests; /* struct rq that have not ended; any thread */
 	int64_t started;
 };
 
@@ -280,6 +283,8 @@ struct kvfs_mount *rq_mount(fuse_req_t req);
 struct rq *rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r));
 /** A request of our own, on the current worker's io (or `io`). */
 struct rq *rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r));
+/** It cannot even begin: answer it with `err` (-errno), if somebody asked, and free it. */
+void rq_refuse(struct rq *r, int err);
 /** Run it until it waits or has ended; on the owner's thread, m->lock not held. */
 void rq_run(struct rq *r);
 /** End with an error (0 or -errno) or another reply; for use as `return rq_err(r, e)`. */

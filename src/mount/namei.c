@@ -140,8 +140,7 @@ op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (!r)
 		return;
 	if (rq_set_name(r, name) < 0) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	rq_run(r);
@@ -547,9 +546,7 @@ op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newpar
 	if (!r)
 		return;
 	if (rq_set_name(r, name) < 0 || rq_set_name2(r, newname) < 0) {
-		free(r->name);
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	r->flags = flags;

@@ -77,8 +77,10 @@ expire(struct kvfs_mount *m, const struct job *j)
 	struct notifier *nf = m->notifier;
 	struct rq *r = rq_new_internal(m, nf->io, expire_step);
 
-	if (!r || rq_set_name(r, j->name) < 0) {
-		free(r);
+	if (!r)
+		return;
+	if (rq_set_name(r, j->name) < 0) {
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	r->nodeid = j->nodeid;

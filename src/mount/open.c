@@ -746,8 +746,7 @@ create_start(fuse_req_t req, const char *name, mode_t mode, int flags, bool mkno
 	if (!r)
 		return;
 	if (rq_set_name(r, name) < 0) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	r->mode = mode;

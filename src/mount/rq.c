@@ -43,6 +43,7 @@ rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(stru
 	if (!r)
 		return NULL;
 	memset(r, 0, offsetof(struct rq, key_text));
+	atomic_fetch_add(&m->nrequests, 1);
 	r->m = m;
 	r->io = io;
 	r->step = step;
@@ -65,6 +66,27 @@ rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r))
 	r->uid = ctx->uid;
 	r->gid = ctx->gid;
 	return r;
+}
+
+static void
+rq_free(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	free(r->name);
+	free(r->name2);
+	free(r->buf);
+	free(r->xattrs);
+	free(r);
+	atomic_fetch_sub(&m->nrequests, 1);
+}
+
+void
+rq_refuse(struct rq *r, int err)
+{
+	if (r->req)
+		fuse_reply_err(r->req, -err);
+	rq_free(r);
 }
 
 static int
@@ -184,11 +206,7 @@ rq_end(struct rq *r)
 			key_put(r->m, r->key2);
 		pthread_mutex_unlock(&r->m->lock);
 	}
-	free(r->name);
-	free(r->name2);
-	free(r->buf);
-	free(r->xattrs);
-	free(r);
+	rq_free(r);
 }
 
 void

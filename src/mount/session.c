@@ -27,10 +27,11 @@
 enum {
 	DEFAULT_MAX_BACKGROUND = 4096,
 	DRAIN_STEP_NS = 2000000,
+	DRAIN_QUIET_NS = 50000000, /* a program that is in the middle of a value does something within this time */
 };
 
 #define DRAIN_LIMIT_NS 10000000000ULL
-#define DRAIN_BUSY_NS 8000000000ULL /* so long before the limit we stop waiting for a moment without requests */
+#define DRAIN_BUSY_NS 2000000000ULL /* programs that hold files open may go on asking for ever */
 
 static _Thread_local struct worker *current_worker;
 
@@ -83,6 +84,13 @@ const char *
 session_transport_note(const struct session *s)
 {
 	return s->note[0] && !uring_in_use(s) ? s->note : NULL;
+}
+
+void
+session_set_busy(struct session *s, bool (*busy)(void *arg), void *arg)
+{
+	s->busy = busy;
+	s->busy_arg = arg;
 }
 
 void
@@ -252,31 +260,52 @@ handle_init(struct worker *w)
 static bool
 worker_is_drained(const struct worker *w)
 {
-	if (io_inflight(w->io) || w->barriers)
-		return false;
-	return atomic_load(&w->s->dead) || (!w->dev_unanswered && !uring_unanswered(w));
+	struct session *s = w->s;
+
+	return !io_inflight(w->io) && !w->barriers && !w->dev_unanswered && !uring_unanswered(w) &&
+	       !(s->busy && s->busy(s->busy_arg));
 }
 
-/* Finish what has been taken, and go on answering barriers until everybody has. */
+/* Whether programs that still have files open (the mount is out of their way already) are done, for all we can tell. */
+static bool
+session_is_quiet(const struct session *s, uint64_t now_ns)
+{
+	if (!atomic_load(&s->dead) && now_ns <= atomic_load(&s->last_ns) + DRAIN_QUIET_NS)
+		return false;
+	for (unsigned i = 0; i < s->nspawned; i++)
+		if (!atomic_load(&s->workers[i].idle))
+			return false;
+	return true;
+}
+
+/*
+ * The end of a worker. First it goes on serving, since a program may be in the middle of a value; when no request has come
+ * for a moment, nothing more is taken; when nothing is left to do, its own part is over, and it stays to answer the others'
+ * barriers and to run what they complete until that is true of everybody. Requests may be parked anywhere, or wait for a
+ * flush that another worker has under way: so `busy` counts them all.
+ */
 static void
 worker_drain(struct worker *w)
 {
 	struct session *s = w->s;
-	uint64_t end = session_now_ns() + DRAIN_LIMIT_NS;
+	uint64_t now = session_now_ns(), busy_end = now + DRAIN_BUSY_NS, end = now + DRAIN_LIMIT_NS;
 	bool drained = false;
 
-	while (atomic_load(&s->drained) < s->nspawned && session_now_ns() < end) {
-		int taken = atomic_load(&s->dead) ? 0 : dev_take(w);
-		int run = io_run(w->io, taken > 0 ? 0 : DRAIN_STEP_NS);
-		/* Programs that hold files open may go on asking for ever. */
-		bool quiet = (taken <= 0 && run <= 0) || session_now_ns() > end - DRAIN_BUSY_NS;
+	for (; atomic_load(&s->drained) < s->nspawned && now < end; now = session_now_ns()) {
+		bool closed = atomic_load(&s->closed);
+		int taken = closed || atomic_load(&s->dead) ? 0 : dev_take(w);
 
+		(void)io_run(w->io, taken > 0 ? 0 : DRAIN_STEP_NS);
 		(void)worker_answer_barriers(w);
-		if (!drained && quiet && worker_is_drained(w)) {
+		atomic_store(&w->idle, worker_is_drained(w));
+		if (closed && !drained && atomic_load(&w->idle)) {
 			drained = true;
 			atomic_fetch_add(&s->drained, 1);
+		} else if (!closed && (now > busy_end || session_is_quiet(s, now))) {
+			atomic_store(&s->closed, true);
 		}
 	}
+	(void)io_run(w->io, 0); /* the last answers may wait to be handed over */
 	if (!drained)
 		diag_warn("worker %u ends with %u requests unanswered and %u disk operations under way", w->index,
 			  w->dev_unanswered + uring_unanswered(w), io_inflight(w->io));
@@ -502,6 +531,7 @@ session_destroy(struct session *s)
 		s->devfd = -1;
 	}
 	fuse_side_unmount(s);
+	atomic_store(&s->last_ns, session_now_ns());
 	atomic_store(&s->ending, true);
 	wake_workers(s);
 	for (unsigned i = 0; s->workers && i < s->nworkers; i++)

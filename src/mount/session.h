@@ -88,6 +88,12 @@ const char *session_transport_note(const struct session *s);
 unsigned session_workers(const struct session *s);
 void session_get_counters(struct session *s, struct session_counters *out);
 
+/**
+ * What the handlers still have under way, besides requests that are unanswered: the session ends only when `busy` says
+ * false (or after 10 s). Called by workers while the session ends. Set before session_start().
+ */
+void session_set_busy(struct session *s, bool (*busy)(void *arg), void *arg);
+
 /** The worker this thread is, NULL on other threads. */
 struct worker *worker_current(void);
 struct io *worker_io(struct worker *w);

@@ -37,6 +37,8 @@ worker_handle(struct worker *w, void *mem, size_t size)
 	const struct fuse_buf buf = { .size = size, .mem = mem };
 
 	counter_inc(&w->requests[in->opcode < 64 ? in->opcode : 0]);
+	if (atomic_load(&w->s->ending))
+		atomic_store(&w->s->last_ns, session_now_ns());
 	w->handling = in;
 	fuse_session_process_buf(w->s->fuse, &buf);
 	w->handling = NULL;

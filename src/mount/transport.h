@@ -59,6 +59,7 @@ struct worker {
 	unsigned dev_unanswered;
 	const struct fuse_in_header *handling; /* the request whose handler runs, or NULL */
 	atomic_int taking;                     /* read by other workers */
+	atomic_bool idle;                      /* after `ending`, read by other workers: has nothing left to do for now */
 
 	struct uring_worker *uring; /* NULL: only /dev/fuse */
 
@@ -109,7 +110,11 @@ struct session {
 	atomic_bool uring_failed; /* registration failed: the kernel goes on over /dev/fuse */
 	atomic_bool ending;    /* workers: finish what is there, then end */
 	atomic_bool dead;      /* the connection is gone */
-	atomic_uint drained;   /* workers with nothing unanswered left */
+	atomic_bool closed;    /* after `ending`: nothing new is taken */
+	_Atomic uint64_t last_ns; /* after `ending`: when a request came last */
+	atomic_uint drained;   /* after `closed`: workers with nothing left to do */
+	bool (*busy)(void *arg);
+	void *busy_arg;
 	atomic_uint spinners;
 
 	sem_t stop;            /* posted by session_stop, signals and the end of the connection */

@@ -288,11 +288,13 @@ entry_done(struct io_req *req, int res)
 	struct worker *w = e->w;
 
 	e->q->in_kernel--;
-	if (res >= 0) {
+	if (res >= 0 && !atomic_load(&w->s->closed)) {
 		take(e);
 		return;
 	}
 	e->state = GONE;
+	if (res >= 0)
+		return; /* the connection goes as soon as we have: its caller will hear of that */
 	if (session_error_is_dead(res)) {
 		session_set_dead(w->s);
 	} else if (!e->registered) {

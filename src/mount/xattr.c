@@ -449,8 +449,7 @@ xattr_rq(fuse_req_t req, fuse_ino_t ino, const char *name, enum rq_result (*step
 		return NULL;
 	r->nodeid = ino;
 	if (name && rq_set_name(r, name) < 0) {
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return NULL;
 	}
 	return r;
@@ -508,9 +507,7 @@ op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 	r->size = size;
 	r->buf = malloc(size + 1);
 	if (!r->buf) {
-		free(r->name);
-		free(r);
-		fuse_reply_err(req, ENOMEM);
+		rq_refuse(r, -ENOMEM);
 		return;
 	}
 	memcpy(r->buf, value, size);

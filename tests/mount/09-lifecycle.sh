@@ -6,24 +6,38 @@
 
 . "$(dirname "$0")/lib.sh"
 
-# load_begin: writers that put numbered values and keep lists of what was acknowledged. They go by way of .kvfs, which the
-# bare mount point does not have, so that they end with the mount.
+# load_begin [WRITERS]: programs that put numbered values and keep lists of what was acknowledged: what close() has returned 0
+# for (a shell does not look). They go by way of .kvfs, which the bare mount point does not have, so that they end with the
+# mount.
 load_begin()
 {
 	local n
 	LOAD=''
+	WRITERS=${1:-3}
 	rm -f "$T"/acked.*
-	for n in 1 2 3; do
-		(
-			trap - ERR
-			set +e
-			for ((i = 1; ; i++)); do
-				echo "value $n $i" 2> /dev/null > "$M/.kvfs/../load-$n-$((i % 50))" && echo "$i" >> "$T/acked.$n" || exit 0
-			done
-		) 2> /dev/null &
+	for ((n = 1; n <= WRITERS; n++)); do
+		python3 - "$M/.kvfs/../load-$n-" "$T/acked.$n" "$n" <<-'END' &
+		import os, sys
+		path, acked, n = sys.argv[1:]
+		acked = os.open(acked, os.O_WRONLY | os.O_CREAT)
+		i = 0
+		while True:
+		    i += 1
+		    try:
+		        fd = os.open(path + str(i % 50), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+		        try:
+		            os.write(fd, b"value %s %d\n" % (n.encode(), i))
+		        finally:
+		            os.close(fd)
+		    except OSError:
+		        sys.exit(0)
+		    os.write(acked, b"%d\n" % i)
+		END
 		LOAD+=" $!"
 	done
-	wait_for 10 test -s "$T/acked.3"
+	for ((n = 1; n <= WRITERS; n++)); do
+		wait_for 20 test -s "$T/acked.$n"
+	done
 	sleep 0.3
 }
 
@@ -31,7 +45,7 @@ load_begin()
 load_check()
 {
 	local n i last got
-	for n in 1 2 3; do
+	for ((n = 1; n <= WRITERS; n++)); do
 		last=$(tail -n 1 "$T/acked.$n")
 		[ "$last" -gt 5 ] || fail "writer $n did only $last writes"
 		for ((i = last > 50 ? last - 49 : 1; i <= last; i++)); do
@@ -46,7 +60,7 @@ stop_by_signal_under_load()
 	kv_mount
 	load_begin
 	kill "-$1" "$(kv_pid)"
-	kv_ended || fail "exit status $? after SIG$1"
+	kv_ended || fail "exit status $? after SIG$1: $(tail -n 1 "$T/err")"
 	wait $LOAD
 	is_mounted "$M" && fail "still mounted after SIG$1"
 	kv_mount
@@ -69,11 +83,50 @@ case_lazy_unmount_under_load()
 	kv_mount
 	load_begin
 	fusermount3 -uz "$M"
-	kv_ended || fail "exit status $?"
+	kv_ended || fail "exit status $?: $(tail -n 1 "$T/err")"
 	wait $LOAD
 	kv_mount
 	load_check
 	kv_umount
+}
+
+# The connection goes while values are on their way to the disk: nobody is left to answer, but they are committed.
+case_aborted_under_load()
+{
+	local i abort
+	mkdir "$T/ctl"
+	mount -t fusectl none "$T/ctl" 2> /dev/null || skip "the control file system of FUSE cannot be mounted"
+	for ((i = 0; i < 5; i++)); do
+		kv_mount
+		load_begin 8
+		abort=$T/ctl/$(stat -c %d "$M")/abort
+		echo 1 > "$abort"
+		kv_ended || fail "exit status $?: $(tail -n 1 "$T/err")"
+		wait $LOAD
+		kv_mount
+		load_check
+		kv_umount
+	done
+	umount "$T/ctl"
+}
+
+# Whoever waits for a lock is not waited for.
+case_sigterm_while_a_program_waits_for_a_lock()
+{
+	local waiter begin
+	kv_mount
+	echo x > "$M/locked"
+	exec 5<> "$M/locked"
+	flock 5
+	flock "$M/locked" true 2> "$T/waited" &
+	waiter=$!
+	sleep 0.5 # if it does not wait yet, it finds no mount
+	begin=$SECONDS
+	kill -TERM "$(kv_pid)"
+	kv_ended || fail "exit status $?: $(tail -n 1 "$T/err")"
+	! wait $waiter || fail "got a lock that somebody else had"
+	exec 5>&-
+	[ $((SECONDS - begin)) -lt 8 ] || fail "$((SECONDS - begin)) s"
 }
 
 case_busy_unmount_is_refused()

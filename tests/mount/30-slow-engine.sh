@@ -75,6 +75,24 @@ END
 	kv_umount || fail "kvfs-mem ended with $?"
 }
 
+# The connection is cut while values wait for the engine: they are waited for, and nothing is freed under it.
+case_cut_off_while_values_are_under_way()
+{
+	local i closers=''
+	mkdir "$T/ctl"
+	mount -t fusectl none "$T/ctl" 2> /dev/null || skip "the control file system of FUSE cannot be mounted"
+	KVFS_MEM=delay_us=400000 kv_mount || fail "no mount"
+	for i in 1 2 3 4; do
+		echo "value $i" > "$M/cut-$i" 2> /dev/null &
+		closers+=" $!"
+	done
+	sleep 1
+	echo 1 > "$T/ctl/$(stat -c %d "$M")/abort"
+	umount "$T/ctl"
+	kv_ended || fail "kvfs-mem ended with $?: $(tail -n 1 "$T/err")"
+	wait $closers || :
+}
+
 case_own_keys_beside_a_foreign_writer()
 {
 	local i

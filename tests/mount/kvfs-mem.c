@@ -228,6 +228,8 @@ stop(struct app *a)
 		mount_detach(a->mount);
 		session_destroy(a->session);
 		rc = mount_finish(a->mount);
+		if (rc == -ETIMEDOUT)
+			return rc;
 		if (rc == STORE_UNCERTAIN) /* it may well have been done */
 			rc = 0;
 	}

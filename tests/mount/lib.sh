@@ -94,19 +94,31 @@ opts()
 	echo "data=$D,transport=$TRANSPORT${1:+,$1}"
 }
 
+# end_leftovers: a case that failed may have left M mounted; its daemon must not serve the next one.
+end_leftovers()
+{
+	local pid
+	fusermount3 -uz "$M" || umount -l "$M" || :
+	while read -r pid; do
+		! ours "$pid" || gone "$pid" 10 || kill -9 "$pid" || :
+	done < "$PIDS"
+}
+
 # kv_mount [OPTIONS]: mount D on M with the daemon in the background; its pid is in T/pid, its exit status, once it has
 # ended, in T/status, so that a later case may unmount what an earlier one has mounted.
 kv_mount()
 {
+	! is_mounted "$M" || end_leftovers
 	rm -f "$T/pid" "$T/status"
 	{
 		"$KVFS" -f -o "$(opts "$1")" "$M" < /dev/null > "$T/out" 2>> "$T/err" &
 		echo $! | tee -a "$PIDS" > "$T/pid.new"
 		mv "$T/pid.new" "$T/pid"
-		wait $!
-		echo $? > "$T/status"
+		ended=0
+		wait $! || ended=$? # the trap of a failed command must not keep the status from us
+		echo $ended > "$T/status"
 	} &
-	wait_for 30 mounted_or_dead && is_mounted "$M" && return 0
+	wait_for 30 mounted_or_dead && [ ! -s "$T/status" ] && is_mounted "$M" && return 0
 	echo "kvfs did not mount: $(tail -n 1 "$T/err")" >&2
 	return 1
 }
