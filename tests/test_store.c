@@ -753,13 +753,17 @@ static int
 list_cb(void *arg, const struct store_entry *e)
 {
 	struct seen *s = arg;
+	char name[16];
 	unsigned i;
 
 	if (s->stop_after && s->n == s->stop_after)
 		return 1;
 	assert_true(e->cookie > s->last && e->cookie < UINT64_C(1) << 62);
 	s->last = e->cookie;
-	assert_int_equal(sscanf(e->key.data, "key%u", &i), 1);
+	assert_true(e->key.len < sizeof(name));
+	memcpy(name, e->key.data, e->key.len); /* a key has no end mark */
+	name[e->key.len] = '\0';
+	assert_int_equal(sscanf(name, "key%u", &i), 1);
 	s->hit[i]++;
 	s->n++;
 	assert_int_equal(e->attr.size, i % 50);

@@ -45,7 +45,7 @@ struct index_entry {
 	uint32_t first_seg; /* oldest segment that may hold a record of this key */
 	uint32_t owner;     /* interned (mode, uid, gid): index_owner_get */
 	char key[];         /* klen bytes, then (if EXTRA, on the next multiple of 4) struct index_extra * */
-} __attribute__((packed, aligned(4))); /* so that a key of any length wastes at most 3 bytes */
+} __attribute__((packed, aligned(2))); /* so that a key of any length wastes at most one byte */
 
 struct index;
 

@@ -36,7 +36,7 @@
 #define CHUNK_HEADER 64u
 #define PAGE 4096u
 #define FINE_MAX 512u
-#define FINE_STEP 4u
+#define FINE_STEP 2u
 #define OBJECT_MIN 8u
 #define COARSE_STEP 64u
 #define FINE_CLASSES (FINE_MAX / FINE_STEP)

@@ -28,8 +28,8 @@ void slab_destroy(struct slab *s);
 /**
  * Allocate an object.
  * @size: 1 .. SLAB_MAX bytes
- * Return: the object (aligned as its size, rounded up to 4, allows: to 4, 8, 16, 32 or 64 bytes), contents undefined; or
- * NULL (no memory).
+ * Return: the object (aligned as its size, rounded up to 2, allows: to 2, 4, 8, 16, 32 or 64 bytes), contents undefined;
+ * or NULL (no memory).
  */
 void *slab_alloc(struct slab *s, size_t size);
 
