@@ -186,6 +186,17 @@ struct move {
 	int64_t until; /* monotonic ns */
 };
 
+/*
+ * A RENAME that was answered ESTALE, because a name that the kernel would move leads to a pending replacement of somebody
+ * else: the same thread's LOOKUPs under the directory's lock, and its second RENAME, follow.
+ */
+struct rename_walk {
+	struct list link;
+	pid_t tid;
+	uint64_t nodeid[2]; /* what it has been given since */
+	int64_t until;      /* monotonic ns */
+};
+
 enum rq_result { RQ_WAIT, RQ_DONE };
 enum reply_kind { REPLY_ERR, REPLY_NONE, REPLY_ENTRY, REPLY_CREATE, REPLY_ATTR, REPLY_OPEN, REPLY_WRITE, REPLY_BUF,
 		  REPLY_XATTR, REPLY_STATFS, REPLY_LOCK };
@@ -223,6 +234,8 @@ struct rq {
 	unsigned tries;
 	enum store_sync sync;
 	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
+	bool walked;       /* RENAME: the kernel has looked the names up just now and was given these nodes */
+	uint64_t walk[2];
 	size_t got;
 	void *buf;
 	size_t buf_size;
@@ -261,6 +274,7 @@ struct kvfs_mount {
 	struct lhash keys;  /* by name */
 	struct lhash nodes; /* by nodeid */
 	struct list moves;
+	struct list rename_walks;
 	struct list handles;
 	struct list lock_waiters;
 	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
@@ -325,7 +339,7 @@ struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
 /** The node of a request that came by a name: NULL (ESTALE makes the kernel look again) if that name is wrong by now. */
 struct node *node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid);
 /** The pending replacement on this node that the asking process has opened (he sees what he has written), or NULL. */
-struct handle *node_own_writer(const struct node *n, pid_t pid);
+struct handle *node_own_writer(struct kvfs_mount *m, const struct node *n, pid_t pid);
 struct node *node_new(struct kvfs_mount *m, struct key *k);
 /** Free the node if nothing needs it any more. */
 void node_settle(struct kvfs_mount *m, struct node *n);
@@ -371,6 +385,10 @@ void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bo
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
+/** The thread's RENAME has to be answered ESTALE: note that. false: no memory, or the thread cannot be told from others. */
+bool rename_walk_add(struct kvfs_mount *m, pid_t tid);
+struct rename_walk *rename_walk_find(struct kvfs_mount *m, pid_t tid);
+void rename_walk_end(struct rename_walk *w);
 
 /** An intended empty value may be on its way (a RELEASE not yet seen, or its publication): wait. As turn_share. */
 enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *except);

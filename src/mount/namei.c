@@ -66,6 +66,18 @@ unlink_end(struct rq *r, int err)
 	return rq_err(r, err);
 }
 
+/* Who has an older value of the key open may have been told its link count for a long time. */
+static void
+show_unlinked(struct kvfs_mount *m, struct key *k)
+{
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->opens)
+			notify_inval_node(m, n->nodeid, false, NULL);
+	}
+}
+
 /* The nodes of a deleted key that are still open go on with what they show. */
 static void
 unlinked(struct kvfs_mount *m, struct key *k)
@@ -76,6 +88,7 @@ unlinked(struct kvfs_mount *m, struct key *k)
 
 		n->hidden |= n->opens == 0 && !n->moved; /* only descriptors lead there now */
 	}
+	show_unlinked(m, k);
 	key_detach(m, k);
 }
 
@@ -158,22 +171,28 @@ rename_end(struct rq *r, int err)
 	return rq_err(r, err);
 }
 
-/* A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. */
+/*
+ * A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. `r` (may be
+ * NULL): it stays with its name, and the rename may have seen to it that only descriptors lead to its node.
+ */
 static void
-writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
+writer_move(struct kvfs_mount *m, struct handle *h, struct key *to, const struct rq *r)
 {
+	struct node *n = h->node;
 	struct key *from = h->key;
 
 	key_ref(from);
 	writer_rehome(m, h, to);
-	if (node_left_by_writers(h->node, from))
-		h->node->moved = true;
+	if (node_left_by_writers(n, from))
+		n->moved = true;
+	if (r && r->walked && n->nodeid != r->walk[0] && n->nodeid != r->walk[1])
+		n->hidden |= n->opens == 0;
 	key_put(m, from);
 }
 
 /* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */
 static void
-move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t others_than, unsigned n)
+move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t others_than, unsigned n, const struct rq *r)
 {
 	for (struct list *l = from->writers.next, *next; n && l != &from->writers; l = next, n--) {
 		struct handle *h = list_entry(l, struct handle, of_key);
@@ -181,7 +200,7 @@ move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t other
 
 		next = l->next;
 		if (!others_than || !proc_same(h->opener, others_than, &gone))
-			writer_move(m, h, to);
+			writer_move(m, h, to, r);
 	}
 }
 
@@ -219,8 +238,10 @@ renamed_version(struct key *k, uint64_t old, const struct store_attr *now)
 }
 
 static int
-swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
+swap_names(struct rq *r)
 {
+	struct kvfs_mount *m = r->m;
+	struct key *a = r->key, *b = r->key2;
 	char *an = strdup(a->name), *bn = strdup(b->name);
 	int e = an && bn ? 0 : -ENOMEM;
 
@@ -233,8 +254,8 @@ swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
 	if (!e) { /* what is pending stays with the name, but for the renamer's own */
 		unsigned na = count_writers(a);
 
-		move_writers(m, b, a, pid, UINT_MAX);
-		move_writers(m, a, b, pid, na);
+		move_writers(m, b, a, r->pid, UINT_MAX, r);
+		move_writers(m, a, b, r->pid, na, r);
 	}
 	return e;
 }
@@ -256,7 +277,7 @@ renamed(struct rq *r)
 	if ((r->flags & RENAME_EXCHANGE) && r->rename.from_out.version != r->version)
 		renamed_version(b, r->version, &r->rename.from_out);
 	if (r->flags & RENAME_EXCHANGE)
-		return swap_names(m, a, b, r->pid);
+		return swap_names(r);
 	key_ref(a);
 	key_ref(b);
 	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
@@ -267,7 +288,8 @@ renamed(struct rq *r)
 
 		n->hidden |= n->opens == 0 && !n->moved; /* the kernel has given its path to the renamed key */
 	}
-	move_writers(m, b, a, 0, UINT_MAX);
+	move_writers(m, b, a, 0, UINT_MAX, NULL);
+	show_unlinked(m, b);
 	b->created = a->created;
 	key_detach(m, b);
 	e = key_rename(m, a, r->name2, r->name2_len);
@@ -280,7 +302,7 @@ renamed(struct rq *r)
 				old->ino = store_new_ino(m->store);
 			old->created = a->created;
 			old->created.ino = old->ino;
-			move_writers(m, a, old, r->pid, of_old);
+			move_writers(m, a, old, r->pid, of_old, r);
 			key_put(m, old);
 		}
 	}
@@ -414,7 +436,7 @@ rename_pending(struct rq *r)
 
 	/* Replacements of others that stay behind keep what was set on the name. */
 	for (; h; h = key_own_writer(a, r->pid)) {
-		writer_move(m, h, b);
+		writer_move(m, h, b, NULL);
 		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
 		h->has_if_version = r->flag;
 		h->if_version = r->version;
@@ -427,6 +449,42 @@ rename_pending(struct rq *r)
 		a->created_xattr_size = b->created_xattr_size;
 	}
 	return rename_end(r, 0);
+}
+
+static bool
+others_pending(const struct key *k, pid_t pid)
+{
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (!h->cancelled && !proc_same(h->opener, pid, &gone))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The kernel takes its dentry of the old name, with the node and the timeouts it knows, to the new one. If somebody else's
+ * replacement is pending on that node, and stays behind, or on the new name, that dentry would be wrong there, and nothing
+ * that does not wait for the directory's lock could take it away. So the first time the answer is ESTALE: the kernel looks
+ * both names up once more and is given nodes that nobody writes to, without a timeout.
+ * Return: whether this is that time.
+ */
+static bool
+rename_again(struct rq *r)
+{
+	struct rename_walk *w = rename_walk_find(r->m, r->pid);
+
+	if (w) {
+		r->walked = true;
+		r->walk[0] = w->nodeid[0];
+		r->walk[1] = w->nodeid[1];
+		rename_walk_end(w);
+		return false;
+	}
+	return !r->walked && (others_pending(r->key, r->pid) || others_pending(r->key2, r->pid)) &&
+	       rename_walk_add(r->m, r->pid);
 }
 
 static enum rq_result
@@ -470,6 +528,8 @@ rename_step(struct rq *r)
 		}
 		if (r->err)
 			return rename_end(r, r->err);
+		if (rename_again(r))
+			return rename_end(r, -ESTALE);
 		r->key->ino = r->attr.ino;
 		if (r->attr.xattr_size == 0 || (r->flags & RENAME_EXCHANGE)) {
 			r->xattr_size = 0;

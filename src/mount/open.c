@@ -418,7 +418,7 @@ open_step(struct rq *r)
 			return open_step(r);
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
-			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
+			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
 			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
 
 			if (mv)
