@@ -630,7 +630,7 @@ move_sweep(struct kvfs_mount *m)
 
 #define RENAME_WALK_NS (INT64_C(60) * 1000000000) /* a thread that has not come back by then was killed */
 
-struct rename_walk *
+static struct rename_walk *
 rename_walk_find(struct kvfs_mount *m, pid_t tid)
 {
 	for (struct list *l = m->rename_walks.next; l != &m->rename_walks; l = l->next) {
@@ -642,7 +642,7 @@ rename_walk_find(struct kvfs_mount *m, pid_t tid)
 	return NULL;
 }
 
-void
+static void
 rename_walk_end(struct rename_walk *w)
 {
 	list_del(&w->link);
@@ -650,21 +650,50 @@ rename_walk_end(struct rename_walk *w)
 }
 
 bool
-rename_walk_add(struct kvfs_mount *m, pid_t tid)
+rename_walk_begin(struct rq *r, bool needed)
 {
+	struct kvfs_mount *m = r->m;
+	uint64_t from = name_hash(m, r->name, r->name_len), to = name_hash(m, r->name2, r->name2_len);
+	struct rename_walk *w = rename_walk_find(m, r->pid);
 	int64_t now = mono_ns();
-	struct rename_walk *w;
 
+	r->walked = true;
+	if (w) {
+		bool same = w->name[0] == from && w->name[1] == to; /* else the one before ended without a second RENAME */
+
+		r->walk = *w;
+		rename_walk_end(w);
+		if (same)
+			return false;
+	}
+	r->walk = (struct rename_walk){.tid = r->pid};
+	if (!needed)
+		return false;
 	while (!list_empty(&m->rename_walks)) {
 		w = list_entry(m->rename_walks.next, struct rename_walk, link);
 		if (w->until > now)
 			break;
 		rename_walk_end(w);
 	}
-	w = tid ? malloc(sizeof *w) : NULL;
+	w = r->pid ? malloc(sizeof *w) : NULL;
 	if (!w)
 		return false;
-	*w = (struct rename_walk){.tid = tid, .until = now + RENAME_WALK_NS};
+	*w = (struct rename_walk){.tid = r->pid, .name = {from, to}, .opens = m->opens, .until = now + RENAME_WALK_NS};
 	list_add_tail(&m->rename_walks, &w->link);
 	return true;
+}
+
+bool
+rename_walk_step(struct rq *r, const struct node *n)
+{
+	struct rename_walk *w = rename_walk_find(r->m, r->pid);
+	uint64_t name = w ? name_hash(r->m, r->name, r->name_len) : 0;
+	bool found = false;
+
+	for (int i = 0; w && i < 2; i++)
+		if (w->name[i] == name) {
+			w->nodeid[i] = n->nodeid;
+			found = true;
+		}
+	return found;
 }

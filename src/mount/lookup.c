@@ -149,13 +149,7 @@ lookup_found(struct rq *r)
 		return rq_err(r, -ENOMEM);
 	n->hidden = false;
 	attr_overlay(m, k, n, &r->attr);
-	struct rename_walk *w = rename_walk_find(m, r->pid);
-
-	if (w) {
-		w->nodeid[1] = w->nodeid[0];
-		w->nodeid[0] = n->nodeid;
-	}
-	return entry_reply(r, n, &r->attr, mv || w);
+	return entry_reply(r, n, &r->attr, rename_walk_step(r, n) || mv);
 }
 
 /* What bears the name now: a rename may have changed that while we waited. */

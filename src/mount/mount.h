@@ -162,6 +162,7 @@ struct handle {
 	struct msnap *snap;    /* READ direct: pinned; others use node->snap */
 	bool append, excl, sync_writes, took_locks;
 	pid_t opener;          /* thread id; 0: another pid namespace */
+	uint64_t serial;       /* m->opens when it was opened */
 	/* REPL */
 	struct mdraft *draft;
 	bool flushed, written, published, cancelled;
@@ -193,7 +194,9 @@ struct move {
 struct rename_walk {
 	struct list link;
 	pid_t tid;
-	uint64_t nodeid[2]; /* what it has been given since */
+	uint64_t name[2];   /* hashes of the two names */
+	uint64_t nodeid[2]; /* what its LOOKUPs of them have led to since; 0: nothing */
+	uint64_t opens;     /* m->opens at that time */
 	int64_t until;      /* monotonic ns */
 };
 
@@ -234,8 +237,8 @@ struct rq {
 	unsigned tries;
 	enum store_sync sync;
 	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
-	bool walked;       /* RENAME: the kernel has looked the names up just now and was given these nodes */
-	uint64_t walk[2];
+	bool walked;       /* RENAME: it is the second one ... */
+	struct rename_walk walk; /* ... and this was known of the first */
 	size_t got;
 	void *buf;
 	size_t buf_size;
@@ -275,6 +278,7 @@ struct kvfs_mount {
 	struct lhash nodes; /* by nodeid */
 	struct list moves;
 	struct list rename_walks;
+	uint64_t opens;     /* handles ever opened */
 	struct list handles;
 	struct list lock_waiters;
 	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
@@ -385,10 +389,13 @@ void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bo
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
-/** The thread's RENAME has to be answered ESTALE: note that. false: no memory, or the thread cannot be told from others. */
-bool rename_walk_add(struct kvfs_mount *m, pid_t tid);
-struct rename_walk *rename_walk_find(struct kvfs_mount *m, pid_t tid);
-void rename_walk_end(struct rename_walk *w);
+/**
+ * Is this RENAME to be made twice? Return: true: answer ESTALE; false: not needed, or this is the second time (r->walk is
+ * set), or that cannot be done (no memory, a thread that cannot be told from others).
+ */
+bool rename_walk_begin(struct rq *r, bool needed);
+/** A LOOKUP by r of its name has led to n. Return: whether it is part of such a RENAME. */
+bool rename_walk_step(struct rq *r, const struct node *n);
 
 /** An intended empty value may be on its way (a RELEASE not yet seen, or its publication): wait. As turn_share. */
 enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *except);

@@ -172,11 +172,12 @@ rename_end(struct rq *r, int err)
 }
 
 /*
- * A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. `r` (may be
- * NULL): it stays with its name, and the rename may have seen to it that only descriptors lead to its node.
+ * A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. `walk` (may be
+ * NULL): it stays with its name. What that name led to before, the first or second of the walk's, has been taken from the
+ * kernel if the name has been looked up since, and nobody else is ever led to a node with a writer.
  */
 static void
-writer_move(struct kvfs_mount *m, struct handle *h, struct key *to, const struct rq *r)
+writer_move(struct kvfs_mount *m, struct handle *h, struct key *to, const struct rename_walk *walk, unsigned which)
 {
 	struct node *n = h->node;
 	struct key *from = h->key;
@@ -185,22 +186,22 @@ writer_move(struct kvfs_mount *m, struct handle *h, struct key *to, const struct
 	writer_rehome(m, h, to);
 	if (node_left_by_writers(n, from))
 		n->moved = true;
-	if (r && r->walked && n->nodeid != r->walk[0] && n->nodeid != r->walk[1])
+	if (walk && walk->nodeid[which] && n->nodeid != walk->nodeid[which] && h->serial <= walk->opens)
 		n->hidden |= n->opens == 0;
 	key_put(m, from);
 }
 
-/* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */
+/* Move the first `n` pending replacements that are not of the renamer, to where the first or second name is. */
 static void
-move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t others_than, unsigned n, const struct rq *r)
+move_others(struct rq *r, struct key *from, struct key *to, unsigned n, unsigned which)
 {
 	for (struct list *l = from->writers.next, *next; n && l != &from->writers; l = next, n--) {
 		struct handle *h = list_entry(l, struct handle, of_key);
 		bool gone;
 
 		next = l->next;
-		if (!others_than || !proc_same(h->opener, others_than, &gone))
-			writer_move(m, h, to, r);
+		if (!proc_same(h->opener, r->pid, &gone))
+			writer_move(r->m, h, to, &r->walk, which);
 	}
 }
 
@@ -254,8 +255,8 @@ swap_names(struct rq *r)
 	if (!e) { /* what is pending stays with the name, but for the renamer's own */
 		unsigned na = count_writers(a);
 
-		move_writers(m, b, a, r->pid, UINT_MAX, r);
-		move_writers(m, a, b, r->pid, na, r);
+		move_others(r, b, a, UINT_MAX, 1);
+		move_others(r, a, b, na, 0);
 	}
 	return e;
 }
@@ -288,7 +289,8 @@ renamed(struct rq *r)
 
 		n->hidden |= n->opens == 0 && !n->moved; /* the kernel has given its path to the renamed key */
 	}
-	move_writers(m, b, a, 0, UINT_MAX, NULL);
+	while (!list_empty(&b->writers))
+		writer_move(m, list_entry(b->writers.next, struct handle, of_key), a, NULL, 0);
 	show_unlinked(m, b);
 	b->created = a->created;
 	key_detach(m, b);
@@ -302,7 +304,7 @@ renamed(struct rq *r)
 				old->ino = store_new_ino(m->store);
 			old->created = a->created;
 			old->created.ino = old->ino;
-			move_writers(m, a, old, r->pid, of_old, r);
+			move_others(r, a, old, of_old, 0);
 			key_put(m, old);
 		}
 	}
@@ -436,7 +438,7 @@ rename_pending(struct rq *r)
 
 	/* Replacements of others that stay behind keep what was set on the name. */
 	for (; h; h = key_own_writer(a, r->pid)) {
-		writer_move(m, h, b, NULL);
+		writer_move(m, h, b, NULL, 0);
 		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
 		h->has_if_version = r->flag;
 		h->if_version = r->version;
@@ -451,14 +453,15 @@ rename_pending(struct rq *r)
 	return rename_end(r, 0);
 }
 
+/* Is a replacement of k pending, other than those of process `but` (0: of whomever)? */
 static bool
-others_pending(const struct key *k, pid_t pid)
+pending_but(const struct key *k, pid_t but)
 {
 	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
 		const struct handle *h = list_entry(l, struct handle, of_key);
 		bool gone;
 
-		if (!h->cancelled && !proc_same(h->opener, pid, &gone))
+		if (!h->cancelled && !(but && proc_same(h->opener, but, &gone)))
 			return true;
 	}
 	return false;
@@ -466,25 +469,15 @@ others_pending(const struct key *k, pid_t pid)
 
 /*
  * The kernel takes its dentry of the old name, with the node and the timeouts it knows, to the new one. If somebody else's
- * replacement is pending on that node, and stays behind, or on the new name, that dentry would be wrong there, and nothing
- * that does not wait for the directory's lock could take it away. So the first time the answer is ESTALE: the kernel looks
+ * replacement is pending on that node, and stays behind, or any on the new name (which, published, is another node's), that
+ * dentry would be wrong there, and nothing that does not wait for the directory's lock could take it away. So the first time the answer is ESTALE: the kernel looks
  * both names up once more and is given nodes that nobody writes to, without a timeout.
  * Return: whether this is that time.
  */
 static bool
 rename_again(struct rq *r)
 {
-	struct rename_walk *w = rename_walk_find(r->m, r->pid);
-
-	if (w) {
-		r->walked = true;
-		r->walk[0] = w->nodeid[0];
-		r->walk[1] = w->nodeid[1];
-		rename_walk_end(w);
-		return false;
-	}
-	return !r->walked && (others_pending(r->key, r->pid) || others_pending(r->key2, r->pid)) &&
-	       rename_walk_add(r->m, r->pid);
+	return !r->walked && rename_walk_begin(r, pending_but(r->key, r->pid) || pending_but(r->key2, 0));
 }
 
 static enum rq_result
