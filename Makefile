@@ -219,7 +219,8 @@ model-campaign: tests
 
 KILLS ?= 1000
 kill-campaign: tests
-	@TRANSPORTS='$(or $(TRANSPORTS),dev uring)' BUILD='$(BUILD)' TESTS_MATCH=08-sigkill KILLS='$(KILLS)' \
+	@set -- $(or $(TRANSPORTS),dev uring); \
+	TRANSPORTS="$$*" BUILD='$(BUILD)' TESTS_MATCH=08-sigkill KILLS=$$(($(KILLS) / $$#)) NOTES=1 \
 		SEED='$(or $(SEED),$(shell date +%s))' TEST_TIMEOUT=7200 scripts/check
 
 ROUNDS ?= 40
@@ -296,7 +297,7 @@ help:
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
 	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
-	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL of the daemon under load, what was acknowledged compared (SEED=n)'
+	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL, two fifths at random, the rest in six phases; what was acknowledged compared (SEED=n)'
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'
 	@echo 'make check-spin      every interleaving of a model of the commit protocol (tests/spin)'
 	@echo 'make check-kernel    a short set of mount tests on the 6.1 kernel of Debian 12, booted in qemu'

@@ -168,19 +168,6 @@ mm_visible(const struct model *m, unsigned proc, int name)
 	return m->n[name].key || mm_own_pending(m, proc, name);
 }
 
-/*
- * A process whose pending replacement was left behind by somebody's rename: where the kernel kept the name, it cannot be
- * told from the new one. Opening is right all the same, but stat, attributes and rename are not looked at.
- */
-bool
-mm_stranded(const struct model *m, unsigned proc)
-{
-	for (unsigned i = 0; i < m->nofds; i++)
-		if (m->ofds[i]->stranded && m->ofds[i]->refs && !m->ofds[i]->cancelled && mm_own(m, m->ofds[i], proc))
-			return true;
-	return false;
-}
-
 void
 mm_key_detach(struct model *m, struct mkey *k)
 {
@@ -205,7 +192,7 @@ being_edited(const struct model *m, const struct mkey *k)
 	for (unsigned i = 0; i < m->nofds; i++)
 		if (m->ofds[i]->refs && m->ofds[i]->kind == MEDIT && m->ofds[i]->key == k)
 			return true;
-	return false;
+	return k->leaving;
 }
 
 void
@@ -397,6 +384,9 @@ mm_end_process(struct model *m, unsigned proc, bool killed)
 		for (unsigned s = 0; s < MM_SLOTS; s++)
 			if (m->slot[proc][s] && m->fd[proc][s] == fd)
 				mm_flush(m, m->slot[proc][s], proc, killed);
+	for (unsigned s = 0; s < MM_SLOTS; s++)
+		if (m->slot[proc][s] && m->slot[proc][s]->kind == MEDIT)
+			m->slot[proc][s]->key->leaving = true;
 	for (unsigned s = 0; s < MM_SLOTS; s++) {
 		struct mofd *o = m->slot[proc][s];
 
@@ -406,6 +396,8 @@ mm_end_process(struct model *m, unsigned proc, bool killed)
 		last += publishes_at_release(o);
 		release(m, o);
 	}
+	for (unsigned i = 0; i < m->nkeys; i++)
+		m->keys[i]->leaving = false;
 	m->vague |= last > 1;
 	m->gen[proc]++;
 }

@@ -37,6 +37,7 @@ struct mkey {
 	int64_t expires; /* 0: never */
 	bool dirty;      /* edits not committed yet */
 	bool early;      /* they may have been, by another descriptor's last close */
+	bool leaving;    /* a process that edits it is ending: its descriptors are released in no certain order */
 	uint64_t ver;    /* that was read last */
 	enum vstate vstate;
 };
@@ -56,7 +57,6 @@ struct mofd {
 	int name;
 	unsigned proc, gen; /* who opened it */
 	bool unpub, published, cancelled, excl, has_mark, set_expiry;
-	bool stranded; /* somebody else renamed the key away: the writer may have the kernel lead him from the new name to it */
 	bool dying; /* its last flush came from a process that was being killed, not its opener */
 	int failed;    /* errno of a write that was not made good: it is not published */
 	size_t failed_off;
@@ -67,7 +67,6 @@ struct mofd {
 struct mname {
 	struct mkey *key;
 	struct attrs created; /* of replacements of a key that does not exist */
-	bool cached; /* a key was renamed here while a replacement was pending: until an open, stat may show the former */
 };
 
 struct model {
@@ -96,7 +95,6 @@ bool mm_own(const struct model *m, const struct mofd *o, unsigned proc);
 struct mofd *mm_own_pending(const struct model *m, unsigned proc, int name);
 bool mm_any_pending(const struct model *m, int name, bool excl);
 bool mm_visible(const struct model *m, unsigned proc, int name);
-bool mm_stranded(const struct model *m, unsigned proc);
 void mm_key_detach(struct model *m, struct mkey *k);
 void mm_created_from(struct model *m, int name, const struct attrs *a);
 void mm_expire_due(struct model *m, int64_t now);

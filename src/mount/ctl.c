@@ -83,6 +83,8 @@ add_store(struct text *t, const struct store_stats *s)
 	ROW(read_bytes);
 	ROW(compactions);
 	ROW(compacted_bytes);
+	ROW(compacting);
+	ROW(compacting_bytes);
 	ROW(checkpoints);
 	ROW(recovered_records);
 	ROW(cut_bytes);

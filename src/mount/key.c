@@ -333,16 +333,29 @@ node_find(struct kvfs_mount *m, uint64_t nodeid)
 }
 
 struct handle *
-node_own_writer(const struct node *n, pid_t pid)
+node_own_writer(struct kvfs_mount *m, const struct node *n, pid_t pid)
 {
-	if (!n->writers)
-		return NULL;
-	for (struct list *l = n->key->writers.next; l != &n->key->writers; l = l->next) {
-		struct handle *h = list_entry(l, struct handle, of_key);
-		bool gone;
+	unsigned left = n->writers;
+	bool gone;
 
-		if (h->node == n && !h->cancelled && proc_same(h->opener, pid, &gone))
+	for (struct list *l = n->key->writers.next; left && l != &n->key->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (h->node != n)
+			continue;
+		if (!h->cancelled && proc_same(h->opener, pid, &gone))
 			return h;
+		left--;
+	}
+	/* Two that share a node belong to two keys when one of them was renamed. */
+	for (struct list *l = m->handles.next; left && l != &m->handles; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, all);
+
+		if (h->node != n || h->kind != H_REPL || h->key == n->key)
+			continue;
+		if (!h->cancelled && proc_same(h->opener, pid, &gone))
+			return h;
+		left--;
 	}
 	return NULL;
 }
@@ -352,7 +365,7 @@ node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
 {
 	struct node *n = node_find(m, nodeid);
 
-	return n && n->moved && !n->hidden && !node_own_writer(n, pid) ? NULL : n;
+	return n && n->moved && !n->hidden && !node_own_writer(m, n, pid) ? NULL : n;
 }
 
 struct node *
@@ -611,4 +624,76 @@ move_sweep(struct kvfs_mount *m)
 			return;
 		move_end(m, mv);
 	}
+}
+
+/* ---- renames that the kernel makes twice ---- */
+
+#define RENAME_WALK_NS (INT64_C(60) * 1000000000) /* a thread that has not come back by then was killed */
+
+static struct rename_walk *
+rename_walk_find(struct kvfs_mount *m, pid_t tid)
+{
+	for (struct list *l = m->rename_walks.next; l != &m->rename_walks; l = l->next) {
+		struct rename_walk *w = list_entry(l, struct rename_walk, link);
+
+		if (w->tid == tid)
+			return w;
+	}
+	return NULL;
+}
+
+static void
+rename_walk_end(struct rename_walk *w)
+{
+	list_del(&w->link);
+	free(w);
+}
+
+bool
+rename_walk_begin(struct rq *r, bool needed)
+{
+	struct kvfs_mount *m = r->m;
+	uint64_t from = name_hash(m, r->name, r->name_len), to = name_hash(m, r->name2, r->name2_len);
+	struct rename_walk *w = rename_walk_find(m, r->pid);
+	int64_t now = mono_ns();
+
+	r->walked = true;
+	if (w) {
+		bool same = w->name[0] == from && w->name[1] == to; /* else the one before ended without a second RENAME */
+
+		r->walk = *w;
+		rename_walk_end(w);
+		if (same)
+			return false;
+	}
+	r->walk = (struct rename_walk){.tid = r->pid};
+	if (!needed)
+		return false;
+	while (!list_empty(&m->rename_walks)) {
+		w = list_entry(m->rename_walks.next, struct rename_walk, link);
+		if (w->until > now)
+			break;
+		rename_walk_end(w);
+	}
+	w = r->pid ? malloc(sizeof *w) : NULL;
+	if (!w)
+		return false;
+	*w = (struct rename_walk){.tid = r->pid, .name = {from, to}, .opens = m->opens, .until = now + RENAME_WALK_NS};
+	list_add_tail(&m->rename_walks, &w->link);
+	return true;
+}
+
+bool
+rename_walk_step(struct rq *r, const struct node *n)
+{
+	struct rename_walk *w = rename_walk_find(r->m, r->pid);
+	uint64_t name = w ? name_hash(r->m, r->name, r->name_len) : 0;
+	bool found = false;
+
+	for (int i = 0; w && i < 2; i++)
+		if (w->name[i] == name) {
+			w->nodeid[i] = n->nodeid;
+			found = true;
+		}
+	return found;
 }

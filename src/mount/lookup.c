@@ -30,6 +30,28 @@ second_walk(const struct rq *r)
 	return NULL;
 }
 
+/*
+ * The node by which the name leads its writer to what he has pending there. His own, unless he shares that with a
+ * replacement that has gone over to another name: then one that stands for it.
+ */
+static struct node *
+own_node(struct kvfs_mount *m, struct key *k, struct handle *own)
+{
+	struct node *n;
+
+	if (own->node->key == k)
+		return own->node;
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		n = list_entry(l, struct node, of_key);
+		if (n->hidden && !n->writers && !n->opens && !n->reserved && !n->claimed && !n->moved)
+			return n;
+	}
+	n = node_new(m, k);
+	if (n)
+		n->hidden = true;
+	return n;
+}
+
 /* Nobody has committed the name. Its writer finds it all the same; others get a negative entry. */
 static enum rq_result
 lookup_absent(struct rq *r, struct key *k)
@@ -42,9 +64,13 @@ lookup_absent(struct rq *r, struct key *k)
 
 		struct move *mv = move_find(m, r->pid, k);
 
+		struct node *n = mv && mv->writer ? mv->node : own_node(m, k, own);
+
+		if (!n)
+			return rq_err(r, -ENOMEM);
 		a.ino = k->ino;
 		a.size = store_draft_size(m->store, own->draft->draft);
-		return entry_reply(r, mv && mv->writer ? mv->node : own->node, &a, true);
+		return entry_reply(r, n, &a, true);
 	}
 	double t = FOREVER_S;
 	struct move *lost = second_walk(r);
@@ -121,8 +147,9 @@ lookup_found(struct rq *r)
 	n = key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
+	n->hidden = false;
 	attr_overlay(m, k, n, &r->attr);
-	return entry_reply(r, n, &r->attr, mv != NULL);
+	return entry_reply(r, n, &r->attr, rename_walk_step(r, n) || mv);
 }
 
 /* What bears the name now: a rename may have changed that while we waited. */
@@ -279,9 +306,9 @@ op_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
  * that was made for a new key by an inherited descriptor only; its writer also by one whose name was unlinked (cancelled).
  */
 static struct handle *
-pending_writer_on(struct node *n, pid_t pid)
+pending_writer_on(struct kvfs_mount *m, struct node *n, pid_t pid)
 {
-	struct handle *own = node_own_writer(n, pid);
+	struct handle *own = node_own_writer(m, n, pid);
 
 	for (struct list *l = n->key->writers.next; !own && l != &n->key->writers; l = l->next) {
 		struct handle *h = list_entry(l, struct handle, of_key);
@@ -289,7 +316,8 @@ pending_writer_on(struct node *n, pid_t pid)
 		if (h->node == n && n->hidden)
 			own = h;
 	}
-	return own;
+	/* made for one who is on his way to a second replacement, or in place of a node that is shared (own_node) */
+	return own || !(n->claimed || n->hidden) ? own : key_own_writer(n->key, pid);
 }
 
 /*
@@ -335,7 +363,8 @@ getattr_step(struct rq *r)
 
 	if (!n)
 		return rq_err(r, -ESTALE);
-	struct key *k = n->key;
+	struct handle *writer = own ? own : node_own_writer(m, n, r->pid);
+	struct key *k = writer ? writer->key : n->key;
 
 	switch (r->state) {
 	case 0:
@@ -357,9 +386,7 @@ getattr_step(struct rq *r)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
 		if (!own)
-			own = r->err == -ENOENT || n->hidden ? pending_writer_on(n, r->pid) : node_own_writer(n, r->pid);
-		if (!own && r->err && n->claimed) /* on his way to a second replacement of the key */
-			own = key_own_writer(k, r->pid);
+			own = r->err == -ENOENT || n->hidden ? pending_writer_on(m, n, r->pid) : writer;
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -431,7 +458,8 @@ op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (!r)
 		return;
 	r->nodeid = ino;
-	r->by_handle = fi != NULL;
+	r->by_handle = fi != NULL; /* lseek to the end; fstat names none */
+	r->h = fi ? (struct handle *)(uintptr_t)fi->fh : NULL;
 	rq_run(r);
 }
 
@@ -587,8 +615,8 @@ setattr_attrs(struct rq *r)
 
 	if (!n)
 		return rq_err(r, -ESTALE);
-	struct key *k = n->key;
-	struct handle *own;
+	struct handle *own = node_own_writer(m, n, r->pid);
+	struct key *k = own ? own->key : n->key;
 
 	switch (r->state) {
 	case 0:
@@ -616,7 +644,7 @@ setattr_attrs(struct rq *r)
 		setattr_translate(r, r->err ? &k->created : &r->attr);
 		own = n->writers ? key_own_writer(k, r->pid) : NULL;
 		if (!own && r->err)
-			own = pending_writer_on(n, r->pid);
+			own = pending_writer_on(m, n, r->pid);
 		if (own && setattr_draft_times(own->draft, &r->commit))
 			r->commit.set &= ~(STORE_SET_MTIME | STORE_SET_ATIME);
 		if (k->edit && k->edit->wgen != k->edit->cgen)
@@ -723,7 +751,7 @@ setattr_size(struct rq *r)
 
 			if (res == RQ_WAIT)
 				return RQ_WAIT;
-			if (r->err == -ENOENT && pending_writer_on(n, r->pid))
+			if (r->err == -ENOENT && pending_writer_on(m, n, r->pid))
 				r->err = -EBUSY; /* as with open: a new key of one's own is not for edits yet */
 			if (r->err)
 				return rq_err(r, r->err);

@@ -83,6 +83,7 @@ mount_create(struct store *s, const struct mount_config *cfg, struct kvfs_mount 
 	m->lease_ns = STORE_LEASE_FOREVER;
 	pthread_mutex_init(&m->lock, NULL);
 	list_init(&m->moves);
+	list_init(&m->rename_walks);
 	list_init(&m->handles);
 	list_init(&m->lock_waiters);
 	if (lhash_init(&m->keys) < 0 || lhash_init(&m->nodes) < 0) {

@@ -162,6 +162,7 @@ struct handle {
 	struct msnap *snap;    /* READ direct: pinned; others use node->snap */
 	bool append, excl, sync_writes, took_locks;
 	pid_t opener;          /* thread id; 0: another pid namespace */
+	uint64_t serial;       /* m->opens when it was opened */
 	/* REPL */
 	struct mdraft *draft;
 	bool flushed, written, published, cancelled;
@@ -184,6 +185,19 @@ struct move {
 	bool writer;
 	bool moved;    /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
 	int64_t until; /* monotonic ns */
+};
+
+/*
+ * A RENAME that was answered ESTALE, because a name that the kernel would move leads to a pending replacement of somebody
+ * else: the same thread's LOOKUPs under the directory's lock, and its second RENAME, follow.
+ */
+struct rename_walk {
+	struct list link;
+	pid_t tid;
+	uint64_t name[2];   /* hashes of the two names */
+	uint64_t nodeid[2]; /* what its LOOKUPs of them have led to since; 0: nothing */
+	uint64_t opens;     /* m->opens at that time */
+	int64_t until;      /* monotonic ns */
 };
 
 enum rq_result { RQ_WAIT, RQ_DONE };
@@ -223,6 +237,8 @@ struct rq {
 	unsigned tries;
 	enum store_sync sync;
 	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
+	bool walked;       /* RENAME: it is the second one ... */
+	struct rename_walk walk; /* ... and this was known of the first */
 	size_t got;
 	void *buf;
 	size_t buf_size;
@@ -261,6 +277,8 @@ struct kvfs_mount {
 	struct lhash keys;  /* by name */
 	struct lhash nodes; /* by nodeid */
 	struct list moves;
+	struct list rename_walks;
+	uint64_t opens;     /* handles ever opened */
 	struct list handles;
 	struct list lock_waiters;
 	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
@@ -325,7 +343,7 @@ struct node *node_find(struct kvfs_mount *m, uint64_t nodeid);
 /** The node of a request that came by a name: NULL (ESTALE makes the kernel look again) if that name is wrong by now. */
 struct node *node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid);
 /** The pending replacement on this node that the asking process has opened (he sees what he has written), or NULL. */
-struct handle *node_own_writer(const struct node *n, pid_t pid);
+struct handle *node_own_writer(struct kvfs_mount *m, const struct node *n, pid_t pid);
 struct node *node_new(struct kvfs_mount *m, struct key *k);
 /** Free the node if nothing needs it any more. */
 void node_settle(struct kvfs_mount *m, struct node *n);
@@ -371,6 +389,13 @@ void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bo
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
+/**
+ * Is this RENAME to be made twice? Return: true: answer ESTALE; false: not needed, or this is the second time (r->walk is
+ * set), or that cannot be done (no memory, a thread that cannot be told from others).
+ */
+bool rename_walk_begin(struct rq *r, bool needed);
+/** A LOOKUP by r of its name has led to n. Return: whether it is part of such a RENAME. */
+bool rename_walk_step(struct rq *r, const struct node *n);
 
 /** An intended empty value may be on its way (a RELEASE not yet seen, or its publication): wait. As turn_share. */
 enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *except);

@@ -66,6 +66,18 @@ unlink_end(struct rq *r, int err)
 	return rq_err(r, err);
 }
 
+/* Who has an older value of the key open may have been told its link count for a long time. */
+static void
+show_unlinked(struct kvfs_mount *m, struct key *k)
+{
+	for (struct list *l = k->nodes.next; l != &k->nodes; l = l->next) {
+		struct node *n = list_entry(l, struct node, of_key);
+
+		if (n->opens)
+			notify_inval_node(m, n->nodeid, false, NULL);
+	}
+}
+
 /* The nodes of a deleted key that are still open go on with what they show. */
 static void
 unlinked(struct kvfs_mount *m, struct key *k)
@@ -76,6 +88,7 @@ unlinked(struct kvfs_mount *m, struct key *k)
 
 		n->hidden |= n->opens == 0 && !n->moved; /* only descriptors lead there now */
 	}
+	show_unlinked(m, k);
 	key_detach(m, k);
 }
 
@@ -158,30 +171,37 @@ rename_end(struct rq *r, int err)
 	return rq_err(r, err);
 }
 
-/* A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. */
+/*
+ * A rename moves a pending replacement to another key: what the kernel calls its node is no longer right. `walk` (may be
+ * NULL): it stays with its name. What that name led to before, the first or second of the walk's, has been taken from the
+ * kernel if the name has been looked up since, and nobody else is ever led to a node with a writer.
+ */
 static void
-writer_move(struct kvfs_mount *m, struct handle *h, struct key *to)
+writer_move(struct kvfs_mount *m, struct handle *h, struct key *to, const struct rename_walk *walk, unsigned which)
 {
+	struct node *n = h->node;
 	struct key *from = h->key;
 
 	key_ref(from);
 	writer_rehome(m, h, to);
-	if (node_left_by_writers(h->node, from))
-		h->node->moved = true;
+	if (node_left_by_writers(n, from))
+		n->moved = true;
+	if (walk && walk->nodeid[which] && n->nodeid != walk->nodeid[which] && h->serial <= walk->opens)
+		n->hidden |= n->opens == 0;
 	key_put(m, from);
 }
 
-/* Move the first `n` pending replacements, all or (others_than not 0) those that are not of that process. */
+/* Move the first `n` pending replacements that are not of the renamer, to where the first or second name is. */
 static void
-move_writers(struct kvfs_mount *m, struct key *from, struct key *to, pid_t others_than, unsigned n)
+move_others(struct rq *r, struct key *from, struct key *to, unsigned n, unsigned which)
 {
 	for (struct list *l = from->writers.next, *next; n && l != &from->writers; l = next, n--) {
 		struct handle *h = list_entry(l, struct handle, of_key);
 		bool gone;
 
 		next = l->next;
-		if (!others_than || !proc_same(h->opener, others_than, &gone))
-			writer_move(m, h, to);
+		if (!proc_same(h->opener, r->pid, &gone))
+			writer_move(r->m, h, to, &r->walk, which);
 	}
 }
 
@@ -219,8 +239,10 @@ renamed_version(struct key *k, uint64_t old, const struct store_attr *now)
 }
 
 static int
-swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
+swap_names(struct rq *r)
 {
+	struct kvfs_mount *m = r->m;
+	struct key *a = r->key, *b = r->key2;
 	char *an = strdup(a->name), *bn = strdup(b->name);
 	int e = an && bn ? 0 : -ENOMEM;
 
@@ -233,8 +255,8 @@ swap_names(struct kvfs_mount *m, struct key *a, struct key *b, pid_t pid)
 	if (!e) { /* what is pending stays with the name, but for the renamer's own */
 		unsigned na = count_writers(a);
 
-		move_writers(m, b, a, pid, UINT_MAX);
-		move_writers(m, a, b, pid, na);
+		move_others(r, b, a, UINT_MAX, 1);
+		move_others(r, a, b, na, 0);
 	}
 	return e;
 }
@@ -256,7 +278,7 @@ renamed(struct rq *r)
 	if ((r->flags & RENAME_EXCHANGE) && r->rename.from_out.version != r->version)
 		renamed_version(b, r->version, &r->rename.from_out);
 	if (r->flags & RENAME_EXCHANGE)
-		return swap_names(m, a, b, r->pid);
+		return swap_names(r);
 	key_ref(a);
 	key_ref(b);
 	/* Others' replacements of the target name now pend on `a`, which takes that name (behind those of the old one). */
@@ -267,7 +289,9 @@ renamed(struct rq *r)
 
 		n->hidden |= n->opens == 0 && !n->moved; /* the kernel has given its path to the renamed key */
 	}
-	move_writers(m, b, a, 0, UINT_MAX);
+	while (!list_empty(&b->writers))
+		writer_move(m, list_entry(b->writers.next, struct handle, of_key), a, NULL, 0);
+	show_unlinked(m, b);
 	b->created = a->created;
 	key_detach(m, b);
 	e = key_rename(m, a, r->name2, r->name2_len);
@@ -280,7 +304,7 @@ renamed(struct rq *r)
 				old->ino = store_new_ino(m->store);
 			old->created = a->created;
 			old->created.ino = old->ino;
-			move_writers(m, a, old, r->pid, of_old);
+			move_others(r, a, old, of_old, 0);
 			key_put(m, old);
 		}
 	}
@@ -414,7 +438,7 @@ rename_pending(struct rq *r)
 
 	/* Replacements of others that stay behind keep what was set on the name. */
 	for (; h; h = key_own_writer(a, r->pid)) {
-		writer_move(m, h, b);
+		writer_move(m, h, b, NULL, 0);
 		h->excl = (r->flags & RENAME_NOREPLACE) != 0;
 		h->has_if_version = r->flag;
 		h->if_version = r->version;
@@ -427,6 +451,33 @@ rename_pending(struct rq *r)
 		a->created_xattr_size = b->created_xattr_size;
 	}
 	return rename_end(r, 0);
+}
+
+/* Is a replacement of k pending, other than those of process `but` (0: of whomever)? */
+static bool
+pending_but(const struct key *k, pid_t but)
+{
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (!h->cancelled && !(but && proc_same(h->opener, but, &gone)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The kernel takes its dentry of the old name, with the node and the timeouts it knows, to the new one. If somebody else's
+ * replacement is pending on that node, and stays behind, or any on the new name (which, published, is another node's), that
+ * dentry would be wrong there, and nothing that does not wait for the directory's lock could take it away. So the first time the answer is ESTALE: the kernel looks
+ * both names up once more and is given nodes that nobody writes to, without a timeout.
+ * Return: whether this is that time.
+ */
+static bool
+rename_again(struct rq *r)
+{
+	return !r->walked && rename_walk_begin(r, pending_but(r->key, r->pid) || pending_but(r->key2, 0));
 }
 
 static enum rq_result
@@ -470,6 +521,8 @@ rename_step(struct rq *r)
 		}
 		if (r->err)
 			return rename_end(r, r->err);
+		if (rename_again(r))
+			return rename_end(r, -ESTALE);
 		r->key->ino = r->attr.ino;
 		if (r->attr.xattr_size == 0 || (r->flags & RENAME_EXCHANGE)) {
 			r->xattr_size = 0;

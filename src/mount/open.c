@@ -48,6 +48,7 @@ handle_new(struct rq *r, enum handle_kind kind, struct key *k, struct node *n)
 	h->key = k ? key_ref(k) : NULL;
 	h->node = n;
 	h->opener = r->pid;
+	h->serial = ++r->m->opens;
 	h->append = (r->fi.flags & O_APPEND) != 0;
 	h->excl = (r->fi.flags & O_EXCL) != 0;
 	h->sync_writes = (r->fi.flags & (O_SYNC | O_DSYNC)) != 0;
@@ -418,7 +419,7 @@ open_step(struct rq *r)
 			return open_step(r);
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
-			struct handle *own = n->writers ? key_own_writer(k, r->pid) : NULL;
+			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
 			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
 
 			if (mv)

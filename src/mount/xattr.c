@@ -53,7 +53,9 @@ xattr_key(struct rq *r)
 		r->err = -ESTALE;
 		return NULL;
 	}
-	r->key = key_ref(n->key);
+	struct handle *own = node_own_writer(r->m, n, r->pid);
+
+	r->key = key_ref(own ? own->key : n->key);
 	return r->key;
 }
 

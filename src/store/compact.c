@@ -73,11 +73,22 @@ cp_wait(struct compaction *cp, uint64_t left)
 	}
 }
 
+/* For those who watch: the segment being emptied (0: none) and what has been copied out of it. */
+static void
+show_progress(struct log_store *s, uint32_t victim, uint64_t copied)
+{
+	s_lock(s);
+	s->st.compacting = victim;
+	s->st.compacting_bytes = copied;
+	s_unlock(s);
+}
+
 /* Between two pieces of work. 0, or an error that ends the compaction. */
 static int
 cp_pace(struct compaction *cp, uint64_t bytes)
 {
 	cp->copied += bytes;
+	show_progress(cp->s, cp->victim, cp->copied);
 	cp->unkicked += bytes;
 	if (cp->unkicked >= KICK_BYTES)
 		cp_kick(cp);
@@ -900,6 +911,8 @@ compact_step(struct log_store *s, struct io *io, int (*pause)(void *arg, uint64_
 		return 0;
 	}
 	cp.victim = c.victim;
+	show_progress(s, cp.victim, 0);
 	err = compact_segment(&cp, c.dead);
+	show_progress(s, 0, 0);
 	return err < 0 ? err : 1;
 }

@@ -1092,6 +1092,97 @@ def key_renamed_from_under_a_writer_is_found_by_him(m, peer):
 
 
 @case
+def writer_that_a_rename_leaves_behind(m, peer):
+    """What is pending under the old name is his, the new name is the renamed key, by whatever call."""
+    a, b = m.key("behind-a"), m.key("behind-b")
+    put(a, b"committed")
+    os.stat(a)
+    fd = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, b"new")
+    peer.os.rename(a, b)
+    equal(os.stat(b).st_size, 9, "size of the new name")
+    os.setxattr(b, "user.mark", b"b")
+    os.chmod(b, 0o600)
+    equal(peer.os.stat(b).st_mode & 0o777, 0o600, "mode of the new name")
+    equal(peer.os.getxattr(b, "user.mark"), b"b")
+    equal((os.stat(a).st_size, os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_END)), (3, 3, 3), "sizes of what is pending")
+    os.unlink(a)
+    equal((os.fstat(fd).st_size, os.lseek(fd, 0, os.SEEK_END)), (3, 3), "sizes after it was unlinked")
+    os.close(fd)
+    check(not peer.exists(a), "the unlinked one was published")
+    equal(peer.get(b), b"committed")
+
+
+@case
+def two_writers_parted_by_a_rename(m, peer):
+    a, b = m.key("parted-a"), m.key("parted-b")
+    put(a, b"committed")
+    os.stat(a)
+    left = os.open(a, os.O_WRONLY | os.O_TRUNC)
+    os.write(left, b"left")
+    went = peer.os.open(a, os.O_WRONLY | os.O_TRUNC)
+    peer.os.write(went, b"went on")
+    peer.os.rename(a, b)
+    equal(peer.get(b), b"committed")
+    expect(errno.EBUSY, os.open, a, os.O_RDONLY)
+    expect(errno.EBUSY, os.open, a, os.O_RDWR | os.O_CREAT)
+    expect(errno.EBUSY, os.truncate, a, 3)
+    equal((os.stat(a).st_size, os.fstat(left).st_size), (4, 4), "sizes of what was left behind")
+    os.chmod(a, 0o600)
+    os.fchmod(left, 0o640)
+    equal((os.stat(a).st_mode & 0o777, peer.os.stat(b).st_mode & 0o777), (0o640, 0o644), "modes")
+    os.close(left)
+    equal((peer.get(a), peer.get(b)), (b"left", b"committed"), "after the close of what was left behind")
+    peer.os.close(went)
+    equal((get(a), get(b)), (b"left", b"went on"), "after the other close")
+    check(get(b) == b"went on" and os.stat(a).st_size == 4 and os.stat(b).st_size == 7, "sizes in the end")
+
+
+@case
+def renamed_onto_a_pending_name_it_shows_what_is_published(m, peer):
+    a, b = m.key("onto-a"), m.key("onto-b")
+    put(a, b"renamed")
+    reader = peer.os.open(a, os.O_RDONLY)
+    fd = os.open(b, WRITE_NEW)
+    os.write(fd, b"pending")
+    peer.os.rename(a, b)
+    equal(peer.os.stat(b).st_size, 7)
+    os.write(fd, b" longer")
+    os.close(fd)
+    equal(peer.os.stat(b).st_size, 14, "size by name after the close")
+    equal(peer.os.read(reader, 100), b"renamed", "the reader's value")
+    peer.os.close(reader)
+    # The same when the renamer's own is pending there.
+    reader = peer.os.open(b, os.O_RDONLY)
+    put(a, b"once more renamed")
+    reader2 = peer.os.open(a, os.O_RDONLY)
+    os.stat(a)
+    fd = os.open(b, os.O_WRONLY | os.O_TRUNC)
+    os.rename(a, b)
+    os.write(fd, b"own")
+    os.close(fd)
+    equal((os.stat(b).st_size, get(b)), (3, b"own"), "after the renamer's close")
+    equal(peer.os.read(reader2, 100), b"once more renamed", "the reader's value")
+    peer.os.close(reader)
+    peer.os.close(reader2)
+
+
+@case
+def deleted_key_has_no_links_for_who_reads_an_older_value(m, peer):
+    for delete in (lambda: peer.os.unlink(k), lambda: peer.os.rename(other, k)):
+        k, other = m.key("links"), m.key("links-other")
+        put(k, b"old")
+        put(other, b"other")
+        fd = os.open(k, os.O_RDONLY)
+        peer.put(k, b"new")
+        equal(os.fstat(fd).st_nlink, 1, "links of a replaced value")
+        delete()
+        until(5, lambda: os.fstat(fd).st_nlink == 0, "no links")
+        equal(os.read(fd, 10), b"old")
+        os.close(fd)
+
+
+@case
 def exchange_takes_only_the_callers_own_along(m, peer):
     a, b = m.key("swap-a"), m.key("swap-b")
     put(a, b"a")
