@@ -5,6 +5,7 @@
 #include "mount/mount.h"
 #include "mount/lockops.h"
 #include "base/diag.h"
+#include "base/mutex.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,7 +82,7 @@ mount_create(struct store *s, const struct mount_config *cfg, struct kvfs_mount 
 	m->cfg = *cfg;
 	m->started = now_ns();
 	m->lease_ns = STORE_LEASE_FOREVER;
-	pthread_mutex_init(&m->lock, NULL);
+	(void)mutex_init_brief(&m->lock); /* glibc's has nothing to fail with */
 	list_init(&m->moves);
 	list_init(&m->rename_walks);
 	list_init(&m->handles);
