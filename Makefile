@@ -141,9 +141,13 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
 
+# kvfs itself, with a wrapper around what flushes the log.
+$(BUILD)/tests/mount/kvfs-gate: TEST_WRAP := -Wl,--wrap=io_pwritev -Wl,--wrap=io_fdatasync
+$(BUILD)/tests/mount/kvfs-gate: $(call obj,src/main.c)
+
 $(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(PKG_LIBS) -lm
 
 # The rivals of the benchmark are optional: what is not installed is left out, and its cells say so.
 RIVAL_PKGS := $(if $(NEED_BUILD),$(shell for p in rocksdb lmdb hiredis; do $(PKG_CONFIG) --exists $$p 2>/dev/null && echo $$p; done))
