@@ -44,14 +44,14 @@ class Run:
     def __init__(self, m, mode, steps, seconds):
         done = subprocess.run([BUILD + "/tests/mount/fairness", m.path, os.environ["KVFS_GATE"], str(m.pid), mode,
                                str(steps), str(seconds), SEED], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.calls, self.ops, self.steps, self.flushes, wrong = {}, {}, 0, 0, []
+        self.calls, self.ops, self.steps, self.flushes, self.stale, wrong = {}, {}, 0, 0, 0, []
         for line in done.stdout.decode(errors="replace").splitlines():
             words = line.split()
             if words[0] == "call":
                 self.calls[words[1]] = (int(words[2]), int(words[3]), float(words[4]), [int(w) for w in words[5:]])
             elif words[0] == "ops":
                 self.ops[words[1]] = (int(words[2]), int(words[3]))
-            elif words[0] in ("steps", "flushes"):
+            elif words[0] in ("steps", "flushes", "stale"):
                 setattr(self, words[0], int(words[1]))
             else:
                 wrong.append(line)
@@ -148,7 +148,7 @@ def a_call_waits_for_the_flushes_ahead_of_it_only(m):
 @case
 def beside_unlink_and_rename(m):
     run = Run(m, "names", 30 if QUICK else 60, 3)
-    print("# most flushes waited for: " + run.report(run.calls))
+    print("# most flushes waited for: %s; readers who got ESTALE: %d" % (run.report(run.calls), run.stale))
 
 
 @case
