@@ -141,8 +141,8 @@ def a_call_waits_for_the_flushes_ahead_of_it_only(m):
               % (SEED, name, most, MOST.get(name, 0), by_flushes))
     for name in list(MOST) + ["hot-get", "get", "get-busy", "stat-getxattr", "miss", "put-open", "new-open"]:
         check(name in run.calls, "no %s in %d steps" % (name, run.steps))
-    print("# %d steps, %d calls; most flushes waited for: %s" %
-          (run.steps, sum(c[0] for c in run.calls.values()), run.report(MOST)))
+    print("# %d steps, %d calls; most flushes waited for: %s; ESTALE: %d" %
+          (run.steps, sum(c[0] for c in run.calls.values()), run.report(MOST), run.stale))
 
 
 @case
@@ -156,8 +156,8 @@ def everybody_gets_on(m):
     run = Run(m, "storm", 0, 1 if QUICK else 2)
     for group, (least, most) in run.ops.items():
         check(least > 0, "seed %s: a client of the %s keys has done nothing while another did %d" % (SEED, group, most))
-    print("# %d flushes; operations a client, least and most: %s; longest wait %d ms" %
-          (run.flushes, run.ops, max(c[2] for c in run.calls.values())))
+    print("# %d flushes; operations a client, least and most: %s; longest wait %d ms; ESTALE: %d" %
+          (run.flushes, run.ops, max(c[2] for c in run.calls.values()), run.stale))
 
 
 def main():
