@@ -49,7 +49,7 @@ SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer
 endif
 
 PKGS := fuse3 liburing libxxhash inih
-NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-spin check-kernel check-layers fuzz bench,$(MAKECMDGOALS)),all)
+NEED_BUILD := $(if $(MAKECMDGOALS),$(filter-out help clean uninstall run check check-asan check-tsan check-helgrind check-spin check-kernel check-layers fuzz bench,$(MAKECMDGOALS)),all)
 ifneq ($(NEED_BUILD),)
 MISSING := $(shell for p in $(PKGS); do $(PKG_CONFIG) --exists $$p 2>/dev/null || echo $$p; done)
 ifneq ($(MISSING),)
@@ -91,7 +91,7 @@ say = @printf '  %-5s %s\n' '$(1)' '$@';
 endif
 
 .PHONY: all run check check-planted crash-campaign crash-replay check-asan check-tsan check-layers lint install uninstall
-.PHONY: help clean bench benches tests fuzz model-campaign kill-campaign powercut-campaign check-spin check-kernel FORCE
+.PHONY: check-helgrind help clean bench benches tests fuzz model-campaign kill-campaign powercut-campaign check-spin check-kernel FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -141,9 +141,13 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
 
+# kvfs itself, with a wrapper around what flushes the log.
+$(BUILD)/tests/mount/kvfs-gate: TEST_WRAP := -Wl,--wrap=io_pwritev -Wl,--wrap=io_fdatasync
+$(BUILD)/tests/mount/kvfs-gate: $(call obj,src/main.c)
+
 $(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
-	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lm
+	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(PKG_LIBS) -lm
 
 # The rivals of the benchmark are optional: what is not installed is left out, and its cells say so.
 RIVAL_PKGS := $(if $(NEED_BUILD),$(shell for p in rocksdb lmdb hiredis; do $(PKG_CONFIG) --exists $$p 2>/dev/null && echo $$p; done))
@@ -210,6 +214,11 @@ check-tsan:
 	@scripts/setup build test
 	@$(MAKE) --no-print-directory SAN=thread BUILD=build-tsan tests
 	@BUILD=build-tsan TRANSPORTS='$(or $(TRANSPORTS),dev)' QUICK=1 TEST_TIMEOUT='$(or $(TEST_TIMEOUT),900)' scripts/check
+
+check-helgrind:
+	@scripts/setup build test helgrind
+	@$(MAKE) --no-print-directory CFLAGS='-O1 -g' BUILD=build-helgrind tests
+	@BUILD=build-helgrind scripts/check-helgrind
 
 # Campaigns: what `make check` does a little of, for as long as you like.
 SEQUENCES ?= 10000
@@ -285,7 +294,7 @@ uninstall:
 	$(if $(MOUNT_HELPER_DIR),rm -f '$(DESTDIR)$(MOUNT_HELPER_DIR)/mount.fuse.kvfs')
 
 clean:
-	rm -rf build build-asan build-ubsan build-tsan build-fuzz
+	rm -rf build build-asan build-ubsan build-tsan build-helgrind build-fuzz
 
 help:
 	@echo 'make                 build/kvfs and build/kvfsctl'
@@ -296,6 +305,7 @@ help:
 	@echo 'make crash-replay    one of them again: WORKLOAD=name SEED=n [POINT=n IMAGE=n]'
 	@echo 'make check-asan      the tests under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make check-tsan      the tests under ThreadSanitizer'
+	@echo 'make check-helgrind  tests with threads and the daemon in helgrind (valgrind); reports that are not explained fail'
 	@echo 'make model-campaign  SEQUENCES=$(SEQUENCES) random sequences of calls against the model of the contract (SEED=n)'
 	@echo 'make kill-campaign   KILLS=$(KILLS) times SIGKILL, two fifths at random, the rest in six phases; what was acknowledged compared (SEED=n)'
 	@echo 'make powercut-campaign  ROUNDS=$(ROUNDS) workloads on a recorded disk, each with CUTS=$(CUTS) power cuts (root; SEED=n)'

@@ -11,7 +11,13 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define MOVE_NS (INT64_C(2) * 1000000000)
+/*
+ * How long the second walk of an OPEN may take: it may need the directory's lock, behind a queue of unlinks each of which
+ * waits for a flush. A writer gets a fresh node whenever it comes; a reader would get an old version if what comes is
+ * not the second walk but a later open.
+ */
+#define MOVE_NS        (INT64_C(2) * 1000000000)
+#define MOVE_WRITER_NS (INT64_C(120) * 1000000000)
 
 static uint64_t
 name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
@@ -574,7 +580,8 @@ move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool wr
 		node_settle(m, n);
 		return;
 	}
-	*mv = (struct move){.tid = tid, .key = key_ref(k), .node = n, .writer = writer, .until = mono_ns() + MOVE_NS};
+	*mv = (struct move){.tid = tid, .key = key_ref(k), .node = n, .writer = writer,
+			   .until = mono_ns() + (writer ? MOVE_WRITER_NS : MOVE_NS)};
 	if (writer)
 		n->claimed = true;
 	else
@@ -616,13 +623,12 @@ move_sweep(struct kvfs_mount *m)
 		return;
 	int64_t now = mono_ns();
 
-	while (!list_empty(&m->moves)) {
-		struct move *mv = list_entry(m->moves.next, struct move, link);
+	for (struct list *l = m->moves.next, *next; l != &m->moves; l = next) {
+		struct move *mv = list_entry(l, struct move, link);
 
-		/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): a move is unlinked before it is freed: this is another */
-		if (mv->until > now)
-			return;
-		move_end(m, mv);
+		next = l->next;
+		if (mv->until <= now)
+			move_end(m, mv);
 	}
 }
 

@@ -16,6 +16,13 @@
  * then the handler may look at the request's arguments. The kernel prefers the entry that came back last, so that
  * only as much memory is touched as there are requests at a time.
  *
+ * An entry is taken until its request has been answered, and a request may wait for a flush, or for a lock that another
+ * program has. What comes while a queue has no entry left stays in the kernel, be it a read, or the release of that very
+ * lock. So a queue whose free entries are less than half gets as many again. The kernel gives an entry that is new only
+ * to requests that come later; those it has put by already get the next one that is committed. `catching_up` says to
+ * those who want to know (barriers) that there may be such requests: until an entry that was free before has turned out
+ * to be free still, or one that was committed since has come back to the kernel for good.
+ *
  * FORGET, INTERRUPT and, if a registration fails, everything still comes over /dev/fuse.
  *
  * Threads: workers, each its own entries. Knows nothing of the file system.
@@ -35,7 +42,8 @@
 #include <unistd.h>
 
 enum {
-	DEFAULT_DEPTH = 64,
+	DEFAULT_DEPTH = 64,    /* to begin with */
+	MAX_DEPTH = 1 << 16,
 	PREFIX_SIZE = 4096, /* before each payload: the header at its start, the flat headers at its end */
 	BARRIER_LOOK_NS = 10000000,
 };
@@ -43,7 +51,11 @@ enum {
 enum entry_state { IN_KERNEL, TAKEN, REPLIED, GONE };
 
 struct queue {
-	unsigned qid, in_kernel;
+	unsigned qid, in_kernel, nentries;
+	bool full;           /* grows no more */
+	bool catching_up;    /* the kernel may have requests put by although entries are free */
+	struct entry *probe; /* when this one stays with the kernel, that has none put by */
+	bool probe_sent;
 };
 
 struct entry {
@@ -59,18 +71,25 @@ struct entry {
 	struct entry *next; /* in `table` when TAKEN, in `replied` when REPLIED */
 };
 
+/* Entries of one queue, and their memory. */
+struct chunk {
+	struct chunk *next;
+	char *mem;
+	size_t mem_size;
+	unsigned count;
+	struct entry entries[];
+};
+
 struct uring_worker {
 	struct queue *queues;
 	unsigned nqueues;
-	struct entry *entries;
+	struct chunk *chunks;
 	unsigned nentries, taken;
 	struct entry **table; /* TAKEN entries by unique */
 	unsigned table_mask;
 	struct entry *replied, **replied_end; /* in order */
 	struct entry *current; /* its handler runs */
 	size_t payload_size;
-	char *mem;
-	size_t mem_size;
 	int error; /* of a registration */
 };
 
@@ -157,7 +176,7 @@ uring_has_free(const struct worker *w)
 	if (io_uring_cq_ready(io_ring(w->io)))
 		return false; /* one of these may be an entry that has been taken */
 	for (unsigned i = 0; i < w->uring->nqueues; i++)
-		if (!w->uring->queues[i].in_kernel)
+		if (!w->uring->queues[i].in_kernel || w->uring->queues[i].catching_up)
 			return false;
 	return true;
 }
@@ -184,6 +203,10 @@ send_command(struct entry *e, unsigned op)
 	*cmd = (struct fuse_ring_cmd_req){ .commit_id = e->commit_id, .qid = (uint16_t)e->q->qid };
 	e->state = IN_KERNEL;
 	e->q->in_kernel++;
+	if (op == FUSE_RING_CMD_COMMIT_AND_FETCH && e->q->catching_up && !e->q->probe) {
+		e->q->probe = e;
+		e->q->probe_sent = false;
+	}
 	return true;
 }
 
@@ -288,6 +311,10 @@ entry_done(struct io_req *req, int res)
 	struct worker *w = e->w;
 
 	e->q->in_kernel--;
+	if (!e->q->in_kernel)
+		e->q->catching_up = true;
+	if (e->q->probe == e)
+		e->q->probe = NULL;
 	if (res >= 0 && !atomic_load(&w->s->closed)) {
 		take(e);
 		return;
@@ -299,6 +326,7 @@ entry_done(struct io_req *req, int res)
 		session_set_dead(w->s);
 	} else if (!e->registered) {
 		w->uring->error = res;
+		e->q->full = true;
 	} else {
 		diag_warn("queue %u: the kernel refuses a reply: %s", e->q->qid, strerror(-res));
 	}
@@ -321,13 +349,165 @@ pin(const struct worker *w)
 		diag_debug("worker %u cannot be pinned", w->index);
 }
 
-/* Find this worker's queues and allocate for `depth` entries each. */
+/* Room for the TAKEN ones of `nentries`. */
 static int
-alloc(struct worker *w, unsigned depth)
+table_reserve(struct uring_worker *u, unsigned nentries)
+{
+	struct entry **old = u->table, *e, *next;
+	unsigned slots = 16, nold = old ? u->table_mask + 1 : 0;
+
+	while (slots < nentries)
+		slots *= 2;
+	if (slots <= nold)
+		return 0;
+	u->table = calloc(slots, sizeof(struct entry *));
+	if (!u->table) {
+		u->table = old;
+		return -ENOMEM;
+	}
+	u->table_mask = slots - 1;
+	for (unsigned i = 0; i < nold; i++)
+		for (e = old[i]; e; e = next) {
+			struct entry **slot = table_slot(u, e->unique);
+
+			next = e->next;
+			e->next = *slot;
+			*slot = e;
+		}
+	free(old);
+	return 0;
+}
+
+static struct chunk *
+chunk_new(struct uring_worker *u, unsigned count)
+{
+	struct chunk *c = calloc(1, sizeof(*c) + count * sizeof(struct entry));
+
+	if (!c)
+		return NULL;
+	c->mem_size = count * (PREFIX_SIZE + u->payload_size);
+	c->mem = mmap(NULL, c->mem_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (c->mem == MAP_FAILED) {
+		free(c);
+		return NULL;
+	}
+	(void)madvise(c->mem, c->mem_size, MADV_NOHUGEPAGE); /* only costs memory if it fails */
+	c->count = count;
+	c->next = u->chunks;
+	u->chunks = c;
+	return c;
+}
+
+/* Register `count` more entries. */
+static int
+queue_grow(struct worker *w, struct queue *q, unsigned count)
 {
 	struct uring_worker *u = w->uring;
-	int cpus = possible_cpus();
-	unsigned slots = 16;
+	int err = table_reserve(u, u->nentries + count);
+	struct chunk *c = err ? NULL : chunk_new(u, count);
+
+	if (!c)
+		return -ENOMEM;
+	for (unsigned i = 0; i < count; i++) {
+		struct entry *e = &c->entries[i];
+		char *mem = c->mem + i * (PREFIX_SIZE + u->payload_size);
+
+		e->req.done = entry_done;
+		e->w = w;
+		e->q = q;
+		e->state = GONE;
+		e->hdr = (struct fuse_ring_req_header *)(void *)mem;
+		e->payload = mem + PREFIX_SIZE;
+		e->iov[0] = (struct iovec){ .iov_base = e->hdr, .iov_len = sizeof(*e->hdr) };
+		e->iov[1] = (struct iovec){ .iov_base = e->payload, .iov_len = u->payload_size };
+		if (!send_command(e, FUSE_RING_CMD_REGISTER))
+			return -EBUSY;
+		u->nentries++;
+		q->nentries++;
+	}
+	return 0;
+}
+
+/* The entry with the kernel that it will use last: the one that was registered first. NULL: none. */
+static struct entry *
+last_to_be_used(struct uring_worker *u, const struct queue *q)
+{
+	struct entry *found = NULL;
+
+	for (struct chunk *c = u->chunks; c; c = c->next) {
+		if (c->entries[0].q != q)
+			continue;
+		for (unsigned i = 0; i < c->count; i++)
+			if (c->entries[i].state == IN_KERNEL) {
+				found = &c->entries[i];
+				break;
+			}
+	}
+	return found;
+}
+
+/* Before the last entry is taken. */
+static void
+grow_queues(struct worker *w)
+{
+	struct uring_worker *u = w->uring;
+
+	if (atomic_load(&w->s->ending) || atomic_load(&w->s->dead))
+		return;
+	for (unsigned i = 0; i < u->nqueues; i++) {
+		struct queue *q = &u->queues[i];
+
+		if (q->full || q->in_kernel * 2 >= q->nentries || q->nentries >= MAX_DEPTH)
+			continue;
+		q->catching_up = true;
+		q->probe = last_to_be_used(u, q);
+		if (queue_grow(w, q, q->nentries) < 0) {
+			diag_warn("queue %u: no memory for more than %u requests at a time", q->qid, q->nentries);
+			q->full = true;
+		}
+	}
+}
+
+/*
+ * Around an io_run, which submits the probes: one that has fetched a request has completed when no completion is left.
+ * @any: set if there are any. Return: how far the submission queue was filled.
+ */
+static unsigned
+probes_sent(struct worker *w, bool *any)
+{
+	for (unsigned i = 0; i < w->uring->nqueues; i++) {
+		struct queue *q = &w->uring->queues[i];
+
+		q->probe_sent = q->probe;
+		*any = *any || q->probe;
+	}
+	return io_ring(w->io)->sq.sqe_tail;
+}
+
+static void
+probes_look(struct worker *w, unsigned filled)
+{
+	const struct io_uring *ring = io_ring(w->io);
+	unsigned submitted = ring->sq.sqe_tail - io_uring_sq_ready(ring);
+
+	if ((int)(submitted - filled) < 0 || io_uring_cq_ready(ring))
+		return;
+	for (unsigned i = 0; i < w->uring->nqueues; i++) {
+		struct queue *q = &w->uring->queues[i];
+
+		if (!q->probe || !q->probe_sent)
+			continue;
+		q->probe = NULL;
+		q->catching_up = false;
+	}
+}
+
+/* Find this worker's queues and register `depth` entries for each. */
+static int
+start_queues(struct worker *w, unsigned depth)
+{
+	struct uring_worker *u = w->uring;
+	int cpus = possible_cpus(), err = 0;
 
 	if (cpus < 0)
 		return cpus;
@@ -337,47 +517,12 @@ alloc(struct worker *w, unsigned depth)
 	for (int qid = 0; qid < cpus; qid++)
 		if (queue_owner(w->s, qid) == w->index)
 			u->queues[u->nqueues++].qid = (unsigned)qid;
-
-	u->nentries = u->nqueues * depth;
-	while (slots < u->nentries)
-		slots *= 2;
-	u->table_mask = slots - 1;
-	u->table = calloc(slots, sizeof(struct entry *));
-	u->entries = calloc(u->nentries + 1, sizeof(*u->entries));
-	if (!u->table || !u->entries)
-		return -ENOMEM;
 	u->payload_size = w->s->payload_size;
-	u->mem_size = (u->nentries + 1) * (PREFIX_SIZE + u->payload_size);
-	u->mem = mmap(NULL, u->mem_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (u->mem == MAP_FAILED) {
-		u->mem = NULL;
-		return -ENOMEM;
-	}
-	(void)madvise(u->mem, u->mem_size, MADV_NOHUGEPAGE); /* only costs memory if it fails */
-	return 0;
-}
-
-static int
-register_entries(struct worker *w, unsigned depth)
-{
-	struct uring_worker *u = w->uring;
-	int err;
-
-	for (unsigned i = 0; i < u->nentries; i++) {
-		struct entry *e = &u->entries[i];
-		char *mem = u->mem + i * (PREFIX_SIZE + u->payload_size);
-
-		e->req.done = entry_done;
-		e->w = w;
-		e->q = &u->queues[i / depth];
-		e->state = GONE;
-		e->hdr = (struct fuse_ring_req_header *)(void *)mem;
-		e->payload = mem + PREFIX_SIZE;
-		e->iov[0] = (struct iovec){ .iov_base = e->hdr, .iov_len = sizeof(*e->hdr) };
-		e->iov[1] = (struct iovec){ .iov_base = e->payload, .iov_len = u->payload_size };
-		if (!send_command(e, FUSE_RING_CMD_REGISTER))
-			return -EBUSY;
-	}
+	err = table_reserve(u, u->nqueues * depth);
+	for (unsigned i = 0; i < u->nqueues && !err; i++)
+		err = queue_grow(w, &u->queues[i], depth);
+	if (err)
+		return err;
 	/* Only a refusal completes at once. */
 	err = io_run(w->io, 0);
 	return err < 0 ? err : u->error;
@@ -387,29 +532,28 @@ int
 uring_start(struct worker *w)
 {
 	unsigned depth = queue_depth(w->s);
-	int err;
 
 	w->uring = calloc(1, sizeof(*w->uring));
 	if (!w->uring)
 		return -ENOMEM;
 	w->uring->replied_end = &w->uring->replied;
-	err = alloc(w, depth);
-	if (err)
-		return err;
 	pin(w);
-	return register_entries(w, depth);
+	return start_queues(w, depth);
 }
 
 void
 uring_free(struct worker *w)
 {
 	struct uring_worker *u = w->uring;
+	struct chunk *c, *next;
 
 	if (!u)
 		return;
-	if (u->mem)
-		(void)munmap(u->mem, u->mem_size); /* fails only for a bad address */
-	free(u->entries);
+	for (c = u->chunks; c; c = next) {
+		next = c->next;
+		(void)munmap(c->mem, c->mem_size); /* fails only for a bad address */
+		free(c);
+	}
 	free(u->table);
 	free(u->queues);
 	free(u);
@@ -421,8 +565,11 @@ uring_turn(struct worker *w)
 {
 	int64_t timeout_ns = -1;
 	enum barrier_state asked;
+	unsigned filled;
+	bool probing = false;
 
 	commit_replied(w->uring);
+	grow_queues(w);
 	while ((asked = worker_answer_barriers(w)) == BARRIERS_NEW)
 		if (io_run(w->io, 0) < 0)
 			break;
@@ -436,7 +583,11 @@ uring_turn(struct worker *w)
 	}
 	if (w->uring->replied || atomic_load(&w->s->ending))
 		timeout_ns = 0;
+	filled = probes_sent(w, &probing);
+	if (probing)
+		timeout_ns = 0;
 	if (timeout_ns)
 		counter_inc(&w->sleeps);
 	(void)io_run(w->io, timeout_ns); /* an error here will be met again by whoever uses the ring */
+	probes_look(w, filled);
 }
