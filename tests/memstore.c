@@ -1230,7 +1230,10 @@ commit_times(struct mem_store *ms, const struct store_commit *c, uint32_t set, s
 	bool content = c->kind != STORE_META, atime_set = n->a.atime != n->a.mtime;
 	int64_t now = wall_ns(ms);
 
-	n->a.ctime = set & STORE_SET_CTIME ? c->attr.ctime : now;
+	if (!(set & STORE_SET_CTIME))
+		n->a.ctime = now;
+	else if (c->kind != STORE_EDIT || c->attr.ctime > n->a.ctime)
+		n->a.ctime = c->attr.ctime;
 	if (set & STORE_SET_MTIME)
 		n->a.mtime = c->attr.mtime;
 	else if (content)

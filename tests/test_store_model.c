@@ -220,7 +220,10 @@ model_attrs(struct run *r, struct mkey *k, const struct store_commit *c)
 		k->a.uid = c->attr.uid;
 		k->a.gid = c->attr.gid;
 	}
-	k->a.ctime = set & STORE_SET_CTIME ? c->attr.ctime : r->sl.now;
+	if (!(set & STORE_SET_CTIME))
+		k->a.ctime = r->sl.now;
+	else if (c->kind != STORE_EDIT || created || c->attr.ctime > k->a.ctime)
+		k->a.ctime = c->attr.ctime;
 	if (set & STORE_SET_MTIME)
 		k->a.mtime = c->attr.mtime;
 	else if (content)

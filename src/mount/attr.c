@@ -68,7 +68,8 @@ attr_overlay(struct kvfs_mount *m, const struct key *k, const struct node *n, st
 		return;
 	a->size = store_draft_size(m->store, d->draft);
 	a->mtime = d->have_mtime ? d->mtime : d->touched;
-	a->ctime = d->touched;
+	if (d->changed > a->ctime)
+		a->ctime = d->changed;
 	if (d->have_atime)
 		a->atime = d->atime;
 }

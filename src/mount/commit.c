@@ -436,8 +436,8 @@ edit_step(struct rq *r)
 			.sync = r->sync,
 			.draft = d->draft,
 			.only_ino = k->ino,
-			.set = (d->have_mtime ? STORE_SET_MTIME : 0) | (d->have_atime ? STORE_SET_ATIME : 0),
-			.attr = {.mtime = d->mtime, .atime = d->atime},
+			.set = STORE_SET_MTIME | STORE_SET_CTIME | (d->have_atime ? STORE_SET_ATIME : 0),
+			.attr = {.mtime = d->have_mtime ? d->mtime : d->touched, .atime = d->atime, .ctime = d->changed},
 		};
 		/* fallthrough */
 	case 5: /* again after an uncertain result: a replacement under way, or committed meanwhile, must not be undone */

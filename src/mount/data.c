@@ -216,7 +216,7 @@ write_step(struct rq *r)
 			return write_done(r);
 		}
 		r->draft->wgen++;
-		r->draft->touched = now_ns();
+		r->draft->touched = r->draft->changed = now_ns();
 		r->draft->have_mtime = r->draft->have_atime = false;
 		r->err = store_draft_write(m->store, r->draft->draft, r->off, r->buf, r->size, rq_store(r, 1));
 		if (r->err == STORE_PENDING)

@@ -401,6 +401,8 @@ getattr_step(struct rq *r)
 				r->attr.mtime = own->draft->mtime;
 			else if (own->draft->touched)
 				r->attr.mtime = own->draft->touched;
+			if (own->draft->changed > r->attr.ctime)
+				r->attr.ctime = own->draft->changed;
 			enum rq_result res = attr_reply(r, n, &r->attr, true, own);
 
 			if (own->cancelled)
@@ -561,6 +563,7 @@ setattr_draft_times(struct mdraft *d, const struct store_commit *c)
 {
 	if (!d)
 		return false;
+	d->changed = now_ns();
 	if (c->set & STORE_SET_MTIME) {
 		d->have_mtime = true;
 		d->mtime = c->attr.mtime;
@@ -761,7 +764,7 @@ setattr_size(struct rq *r)
 		}
 		d = r->draft;
 		d->wgen++;
-		d->touched = now_ns();
+		d->touched = d->changed = now_ns();
 		d->have_mtime = d->have_atime = false;
 		r->err = store_draft_truncate(m->store, d->draft, (uint64_t)r->st.st_size, rq_store(r, 1));
 		if (r->err == STORE_PENDING)

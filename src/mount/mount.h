@@ -86,7 +86,8 @@ struct mdraft {
 	/* Times set by utimensat on it since the last write: to be published with it. */
 	bool have_mtime, have_atime;
 	int64_t mtime, atime;
-	int64_t touched;    /* last modification, for stat before the commit */
+	int64_t touched;    /* last modification of the content: its mtime, unless one is set by hand */
+	int64_t changed;    /* last modification of content or times: ctime */
 };
 
 struct node;

@@ -86,14 +86,20 @@ new_xattrs(const struct op *op, uint32_t *size)
 	return *size ? op->rr[0].rec.xattrs : NULL;
 }
 
-/* The times: content that is new has new times, except what was set by hand and is kept by an edit. */
+/*
+ * The times: content that is new has new times, except what was set by hand and is kept by an edit. An edit says when it
+ * was made, which may be before a change of the attributes: ctime does not go back for it.
+ */
 static void
 after_times(const struct op *op, uint32_t mask, struct kstate *a)
 {
 	const struct store_commit *c = op->c;
 	bool content = c->kind != STORE_META, atime_set = a->atime != a->mtime;
 
-	a->ctime = mask & STORE_SET_CTIME ? c->attr.ctime : op->now;
+	if (!(mask & STORE_SET_CTIME))
+		a->ctime = op->now;
+	else if (c->kind != STORE_EDIT || !op->k[0].base.exists || c->attr.ctime > a->ctime)
+		a->ctime = c->attr.ctime;
 	if (mask & STORE_SET_MTIME)
 		a->mtime = c->attr.mtime;
 	else if (content)

@@ -81,7 +81,8 @@ enum store_sync {
 
 /*
  * Which fields of store_commit.attr are to be set. Others keep the key's value (or the defaults of a new key), but mtime
- * becomes now with STORE_REPLACE and STORE_EDIT, and ctime with every commit.
+ * becomes now with STORE_REPLACE and STORE_EDIT, and ctime with every commit. STORE_EDIT never sets the ctime of a key
+ * back.
  */
 #define STORE_SET_MODE   0x01u
 #define STORE_SET_OWNER  0x02u /* uid and gid */

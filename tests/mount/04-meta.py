@@ -131,6 +131,56 @@ def times(m, peer):
     equal((os.stat(k).st_atime_ns, os.stat(k).st_mtime_ns), (-1000000000, -2500000000), "times before 1970")
 
 
+def times(fd):
+    st = os.fstat(fd)
+    return st.st_mtime_ns, st.st_ctime_ns
+
+
+@case
+def an_edit_has_the_time_of_its_last_write(m, peer):
+    k = m.key("write-time")
+    put(k, b"x" * 100)
+    for what in (lambda fd: os.write(fd, b"edit"), lambda fd: os.ftruncate(fd, 20), lambda fd: os.ftruncate(fd, 20)):
+        fd = os.open(k, os.O_RDWR)
+        before = times(fd)
+        time.sleep(0.02)
+        what(fd)
+        written = times(fd)
+        check(min(written) > max(before), "the times have not moved: %s, %s" % (before, written))
+        time.sleep(0.02)
+        os.fsync(fd)
+        equal(times(fd), written, "mtime and ctime after fsync")
+        os.close(fd)
+        for who in (os, peer.os):
+            st = who.stat(k)
+            equal((st.st_mtime_ns, st.st_ctime_ns), written, "mtime and ctime after close")
+    m.remount()
+    st = os.stat(k)
+    equal((st.st_mtime_ns, st.st_ctime_ns), written, "mtime and ctime after a remount")
+    fd = os.open(k, os.O_RDWR)
+    os.write(fd, b"again")
+    time.sleep(0.02)
+    peer.os.chmod(k, 0o600)
+    changed = os.stat(k).st_ctime_ns
+    check(changed > times(fd)[0], "chmod has not moved the ctime")
+    os.close(fd)
+    check(os.stat(k).st_ctime_ns >= changed, "the ctime has gone back")
+
+
+@case
+def a_replacement_shows_its_writer_when_it_was_written(m, peer):
+    k = m.key("repl-time")
+    put(k, b"old")
+    fd = os.open(k, os.O_RDWR | os.O_TRUNC)
+    for what in (lambda: os.write(fd, b"new"), lambda: os.ftruncate(fd, 1), lambda: os.ftruncate(fd, 10)):
+        before = times(fd)
+        time.sleep(0.02)
+        what()
+        check(times(fd)[0] > before[0], "mtime has not moved")
+        check(times(fd)[1] > before[1], "ctime has not moved")
+    os.close(fd)
+
+
 @case
 def utimensat_now_and_omit(m, peer):
     k = m.key("utimensat")

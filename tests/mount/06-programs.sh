@@ -184,6 +184,11 @@ case_fio_verify()
 		--output="$T/fio" || fail "fio mmap: $(grep -i -m 1 verify "$T/fio")"
 	fio --name=a --directory="$M" --size=4m --bs=16k --rw=randwrite --verify=sha1 --verify_fatal=1 --ioengine=libaio \
 		--iodepth=8 --output="$T/fio" || fail "fio libaio: $(grep -i -m 1 verify "$T/fio")"
+	if [ "$(cat /proc/sys/kernel/io_uring_disabled 2> /dev/null || echo 0)" = 0 ]; then
+		fio --name=u --directory="$M" --size=4m --bs=4k --rw=randrw --verify=crc32c --verify_fatal=1 --verify_backlog=64 \
+			--ioengine=io_uring --direct=1 --iodepth=8 --numjobs=2 --output="$T/fio" ||
+			fail "fio io_uring: $(grep -i -m 1 verify "$T/fio")"
+	fi
 	rm -f "$M"/*
 }
 
