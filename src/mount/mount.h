@@ -387,6 +387,8 @@ void turn_end_exclude(struct key *k);
 void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
 /** k NULL: of any key. */
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
+/** The thread's move to this node (whose key may have become another since), or NULL. */
+struct move *move_to(struct kvfs_mount *m, pid_t tid, const struct node *n);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
 /**

@@ -365,11 +365,12 @@ static bool
 moved_again(struct rq *r, struct node *n, bool writer)
 {
 	struct kvfs_mount *m = r->m;
-	struct move *mv = move_find(m, r->pid, n->key);
 	bool own = n->writers && key_own_writer(n->key, r->pid);
+	struct move *mv;
 
-	if (mv && mv->node == n)
+	if (move_to(m, r->pid, n)) /* (its key may have expired on the way) */
 		return own;
+	mv = move_find(m, r->pid, n->key);
 	if (r->state == 0 && !mv) { /* (several threads may come to the same node: it is reserved, not claimed) */
 		if (writer && !own)
 			(void)writer_elsewhere(r, n);
@@ -380,6 +381,13 @@ moved_again(struct rq *r, struct node *n, bool writer)
 			mv->moved = true;
 	}
 	return false;
+}
+
+/* O_TRUNC without the right to write: refused, if the key is there. */
+static bool
+cuts_nothing(const struct rq *r)
+{
+	return (r->fi.flags & O_ACCMODE) == O_RDONLY && (r->fi.flags & O_TRUNC);
 }
 
 static enum rq_result
@@ -420,16 +428,20 @@ open_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
-			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
+			struct move *mv = n->moved ? move_to(m, r->pid, n) : NULL;
 
 			if (mv)
 				move_end(m, mv);
 			if (own)
-				return rq_err(r, -EBUSY);
+				return rq_err(r, cuts_nothing(r) ? -EINVAL : -EBUSY);
 			return n->moved ? rq_err(r, -ESTALE) : open_unnamed(r, n, kind == H_EDIT); /* the second walk finds out */
 		}
 		if (r->err)
 			return rq_err(r, r->err);
+		if (cuts_nothing(r)) { /* it is there, so that is what is wrong */
+			store_snap_close(m->store, r->raw_snap);
+			return rq_err(r, -EINVAL);
+		}
 		bool again;
 
 		if (turn_watch(r, k, r->attr.ino, &again) == RQ_WAIT) {
@@ -470,13 +482,8 @@ open_ctl(struct rq *r)
 void
 op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct rq *r;
+	struct rq *r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
 
-	if ((fi->flags & O_ACCMODE) == O_RDONLY && (fi->flags & O_TRUNC) && !ctl_is(ino)) {
-		fuse_reply_err(req, EINVAL);
-		return;
-	}
-	r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
 	if (!r)
 		return;
 	r->nodeid = ino;

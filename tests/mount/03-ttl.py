@@ -158,6 +158,7 @@ def listxattr_names_expires_only(m, peer):
 
 
 ASKS = {
+    "cut": lambda k: os.open(k, os.O_RDONLY | os.O_TRUNC),
     "stat": os.stat,
     "access": lambda k: None if os.access(k, os.F_OK) else expect_gone(),
     "open": get,
@@ -198,6 +199,21 @@ def gone_at_the_deadline_for_every_call(m, peer):
             expect(errno.ENOENT, ASKS[name], k)
         for name, k in keys.items():
             check(not peer.exists(k) and not peer.exists(k + ".moved"), name + ": there again for another process")
+
+
+@case
+def what_is_pending_on_a_name_that_expires_as_it_is_published(m, peer):
+    for turn in range(20):
+        a, b = m.key("pending-a-%d" % turn), m.key("pending-b-%d" % turn)
+        first = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        last = set_ttl(b, "5ms")[1]
+        second = os.open(b, os.O_RDWR | os.O_TRUNC)
+        peer.put(a, b"other")
+        peer.os.rename(a, b)
+        sleep_until(last + 0.001)
+        os.close(first)
+        expect(errno.EBUSY, os.open, b, os.O_RDONLY)
+        os.close(second)
 
 
 @case
