@@ -75,7 +75,7 @@ lookup_absent(struct rq *r, struct key *k)
 	double t = FOREVER_S;
 	struct move *lost = second_walk(r);
 
-	if (lost && lost->key != k) /* the walk ends here */
+	if (lost) /* the walk ends here */
 		move_end(m, lost);
 	if (k && (key_has_live_writers(k) || k->closing || k->sharing || k->exclusive))
 		t = 0;
@@ -130,7 +130,8 @@ lookup_found(struct rq *r)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
 	mv = move_find(m, r->pid, k);
-	if (mv && mv->node->moved) { /* the way back to one's own unpublished key: there is a committed one now */
+	/* the way back to one's own unpublished key, or from a key that had ended: there is a committed one now */
+	if (mv && (mv->node->moved || (!mv->writer && !mv->node->snap && mv->node != k->edit_node))) {
 		move_end(m, mv);
 		mv = NULL;
 	}

@@ -110,6 +110,7 @@ struct key {
 	unsigned closing;     /* publications at RELEASE under way: opens wait for them */
 	struct node *edit_node; /* the node that EDIT handles use; NULL: nobody edits */
 	unsigned editors;     /* EDIT handles open */
+	unsigned edit_ends;   /* last ones being released: their readers do not have the committed value yet */
 	struct mdraft *edit;  /* NULL: no uncommitted edits */
 	struct store_attr created; /* attributes of a key that is not in the store yet (pending new key) */
 	uint8_t *created_xattrs;
@@ -236,7 +237,7 @@ struct rq {
 	struct key *queued;/* counted in its exclude_waiting */
 	unsigned tries;
 	enum store_sync sync;
-	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
+	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
 	struct rename_walk walk; /* ... and this was known of the first */
 	size_t got;

@@ -172,7 +172,7 @@ open_writer(struct rq *r, struct node *n)
 		if (mv)
 			move_end(m, mv);
 		n->writers--;
-		if (n->opens || n->reserved || n->claimed || setattr_pending(r, n))
+		if (n->opens || n->reserved || n->claimed || n == k->edit_node || setattr_pending(r, n))
 			return release_settle(r) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
 	}
 	k->created.ino = k->ino;
@@ -785,9 +785,24 @@ op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t
 
 /* ---- RELEASE ---- */
 
+/* Nobody edits any more and all is committed: the key's value is in the store again, and only there. */
+static void
+edits_let_go(struct kvfs_mount *m, struct key *k)
+{
+	if (k->editors || !k->named)
+		return;
+	if (k->edit && k->edit->wgen == k->edit->cgen && !k->edit->committing) {
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+	}
+	if (!k->edit)
+		k->edit_node = NULL;
+}
+
 static enum rq_result
 editor_gone_end(struct rq *r)
 {
+	edits_let_go(r->m, r->key);
 	r->err = 0;
 	r->step = r->then;
 	r->state = 0;
@@ -827,12 +842,6 @@ editor_gone(struct rq *r)
 		} else {
 			msnap_put(m, s);
 		}
-		if (k->edit && k->edit->wgen == k->edit->cgen && !k->edit->committing) {
-			mdraft_put(m, k->edit);
-			k->edit = NULL;
-		}
-		if (!k->edit)
-			k->edit_node = NULL;
 		return editor_gone_end(r);
 	}
 }
@@ -849,6 +858,10 @@ editor_gone_start(struct rq *r, enum rq_result (*then)(struct rq *r))
 static enum rq_result
 release_edit_done(struct rq *r)
 {
+	struct key *k = r->key;
+
+	if (--k->edit_ends == 0)
+		rq_resume_all(&k->turn_waiters);
 	return rq_err(r, 0);
 }
 
@@ -860,7 +873,7 @@ release_edit_committed(struct rq *r)
 	struct node *x = k->edit_node;
 
 	if (k->editors)
-		return rq_err(r, 0);
+		return release_edit_done(r);
 	if (r->err) {
 		/* close() has reported it; the kernel's pages must not go on showing what was refused. */
 		diag_warn("key \"%.*s\": edits could not be committed and are dropped: %s", (int)k->name_len, k->name,
@@ -883,7 +896,7 @@ release_edit_committed(struct rq *r)
 			if (x)
 				node_settle(m, x);
 		}
-		return rq_err(r, 0);
+		return release_edit_done(r);
 	}
 	return editor_gone_start(r, release_edit_done);
 }
@@ -931,6 +944,7 @@ release_step(struct rq *r)
 
 	if (w) {
 		w->key = key_ref(k);
+		k->edit_ends++;
 		w->msg.fn = NULL;
 		list_init(&w->link);
 		rq_resume(w);
