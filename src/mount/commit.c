@@ -77,7 +77,7 @@ publish_fill(struct rq *r, struct handle *h, struct key *k)
 		.set_new = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_INO,
 		.attr = k->created,
 	};
-	if (h->has_if_version && !h->published) {
+	if (h->has_if_version && !h->published && c->cond != STORE_COND_ABSENT) { /* (of both, absent is the one that can hold) */
 		c->cond = STORE_COND_VERSION;
 		c->cond_version = h->if_version;
 	}

@@ -206,8 +206,10 @@ lookup_step(struct rq *r)
 				return again ? lookup_step(r) : RQ_WAIT;
 			}
 		}
-		if (r->err == -ENOENT)
+		if (r->err == -ENOENT) {
+			lookup_key(r); /* it may have expired meanwhile, and left what is pending to another */
 			return lookup_absent(r, r->key);
+		}
 		if (r->err == -EIO) /* damaged: it is there, but cannot be read */
 			return rq_err(r, -EIO);
 		if (r->err)
