@@ -72,6 +72,7 @@ mm_key_new(struct model *m, int name)
 	k->vstate = VER_GREATER;
 	mm_value_resize(&k->v, 0);
 	m->n[name].key = k;
+	m->n[name].expired = false;
 	return k;
 }
 
@@ -205,6 +206,9 @@ mm_expire_due(struct model *m, int64_t now)
 		if (k && k->expires && k->expires <= now) {
 			mm_created_from(m, n, &k->a);
 			mm_key_detach(m, k);
+			m->n[n].expired = true;
+			for (unsigned i = 0; i < m->nofds; i++)
+				m->ofds[i]->lost |= m->ofds[i]->kind == MREPL && m->ofds[i]->published && m->ofds[i]->name == n;
 		}
 	}
 }

@@ -211,6 +211,8 @@ check_fstat(struct model *m, const struct call *c, const struct result *r)
 {
 	struct mofd *o = m->slot[c->proc][c->slot];
 
+	if (r->err == ESTALE && o->lost && !mm_own(m, o, c->proc))
+		return NULL; /* the one who inherited it cannot be told from one whom the kernel leads there by the old name */
 	if (r->err)
 		return mm_want_err(m, r, 0);
 	if (!S_ISREG(r->st.st_mode))
@@ -361,6 +363,7 @@ rename_committed(struct model *m, const struct call *c, const struct result *r)
 		b->vstate = VER_MAYBE;
 	}
 	m->n[c->name2].key = a;
+	m->n[c->name2].expired = false;
 	a->name = c->name2;
 	a->vstate = a->vstate == VER_GREATER ? VER_GREATER : VER_MAYBE;
 	take_along(m, c->proc, c->name, c->name2, (c->flags & RENAME_EXCHANGE) != 0);
@@ -372,8 +375,13 @@ check_rename(struct model *m, const struct call *c, const struct result *r)
 {
 	bool target = mm_visible(m, c->proc, c->name2);
 
-	if (!mm_visible(m, c->proc, c->name)) /* (of an expired key the kernel may know the name, and look at the target first) */
-		return target && (c->flags & RENAME_NOREPLACE) && r->err == EEXIST ? NULL : mm_want_err(m, r, ENOENT);
+	if (!mm_visible(m, c->proc, c->name)) {
+		if (m->n[c->name].expired && target && (c->flags & RENAME_NOREPLACE) && r->err == EEXIST)
+			return NULL; /* the kernel may have the name, and looks at the target first */
+		if (m->n[c->name].expired && c->name == c->name2 && r->err == (c->flags & RENAME_NOREPLACE ? EEXIST : 0))
+			return NULL; /* likewise, and ends that by itself */
+		return mm_want_err(m, r, ENOENT);
+	}
 	if (target && (c->flags & RENAME_NOREPLACE))
 		return mm_want_err(m, r, EEXIST);
 	if (!target && (c->flags & RENAME_EXCHANGE))
@@ -604,8 +612,8 @@ check_mknod(struct model *m, const struct call *c, const struct result *r)
 static const char *
 check_link(struct model *m, const struct call *c, const struct result *r)
 {
-	if (!mm_visible(m, c->proc, c->name)) /* (of an expired key the kernel may know the name) */
-		return r->err == EPERM ? NULL : mm_want_err(m, r, ENOENT);
+	if (!mm_visible(m, c->proc, c->name)) /* (of an expired key the kernel may have the name) */
+		return m->n[c->name].expired && r->err == EPERM ? NULL : mm_want_err(m, r, ENOENT);
 	return mm_want_err(m, r, mm_visible(m, c->proc, c->name2) ? EEXIST : EPERM);
 }
 

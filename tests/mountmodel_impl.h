@@ -57,6 +57,7 @@ struct mofd {
 	int name;
 	unsigned proc, gen; /* who opened it */
 	bool unpub, published, cancelled, excl, has_mark, set_expiry;
+	bool lost;  /* published, and that key has expired since */
 	bool dying; /* its last flush came from a process that was being killed, not its opener */
 	int failed;    /* errno of a write that was not made good: it is not published */
 	size_t failed_off;
@@ -67,6 +68,7 @@ struct mofd {
 struct mname {
 	struct mkey *key;
 	struct attrs created; /* of replacements of a key that does not exist */
+	bool expired; /* the last key of that name: the kernel may still have the name */
 };
 
 struct model {

@@ -77,7 +77,7 @@ publish_fill(struct rq *r, struct handle *h, struct key *k)
 		.set_new = STORE_SET_MODE | STORE_SET_OWNER | STORE_SET_INO,
 		.attr = k->created,
 	};
-	if (h->has_if_version && !h->published) {
+	if (h->has_if_version && !h->published && c->cond != STORE_COND_ABSENT) { /* (of both, absent is the one that can hold) */
 		c->cond = STORE_COND_VERSION;
 		c->cond_version = h->if_version;
 	}
@@ -102,6 +102,12 @@ publish_fill(struct rq *r, struct handle *h, struct key *k)
 		c->set |= STORE_SET_ATIME;
 		c->attr.atime = d->atime;
 	}
+}
+
+static void
+edits_settled(struct worker_barrier *b)
+{
+	rq_run(container_of(b, struct rq, barrier));
 }
 
 /* A value was committed under the key: editors follow it, readers find it on the writer's node once that is free. */
@@ -197,6 +203,23 @@ publish_committed(struct rq *r)
 	return published(r);
 }
 
+/*
+ * An editor whose close has returned is no editor: those who read beside him keep the value that he has left, not the one
+ * before his edits. So first his RELEASE has to be seen, and has to end.
+ */
+static enum rq_result
+edits_settle(struct rq *r, struct key *k)
+{
+	if (k->editors && !r->edits_settled && worker_current() && session_workers(r->m->session) > 1) {
+		r->edits_settled = true;
+		r->m->counters.barriers++;
+		r->barrier.fn = edits_settled;
+		worker_barrier(&r->barrier);
+		return RQ_WAIT;
+	}
+	return k->edit_ends ? rq_park(r, &k->turn_waiters) : RQ_DONE;
+}
+
 static enum rq_result
 publish_step(struct rq *r)
 {
@@ -211,6 +234,8 @@ publish_step(struct rq *r)
 			return rq_park(r, &d->waiters);
 		/* Values closed earlier come first; one that is being closed is what the others wait for. */
 		if (r->then != release_published && key_settle(r, h->key, h) == RQ_WAIT)
+			return RQ_WAIT;
+		if (edits_settle(r, h->key) == RQ_WAIT)
 			return RQ_WAIT;
 		if (!h->key->named)
 			return go_on(r, -EIO);
@@ -388,8 +413,8 @@ edit_committed(struct rq *r)
 		if (r->commit.sync == STORE_SYNC_WRITTEN)
 			k->need_sync = true;
 	}
-	/* Without a handle nobody would ever let go of the draft. */
-	if (k->editors == 0 && k->edit == d && d->wgen == d->cgen) {
+	/* Without a handle nobody would ever let go of the draft (its readers need it until editor_gone). */
+	if (k->editors == 0 && k->edit == d && d->wgen == d->cgen && !(k->edit_ends && x && x->opens)) {
 		k->edit = NULL;
 		mdraft_put(m, d);
 	}

@@ -601,6 +601,18 @@ move_find(struct kvfs_mount *m, pid_t tid, const struct key *k)
 	return NULL;
 }
 
+struct move *
+move_to(struct kvfs_mount *m, pid_t tid, const struct node *n)
+{
+	for (struct list *l = m->moves.next; l != &m->moves; l = l->next) {
+		struct move *mv = list_entry(l, struct move, link);
+
+		if (mv->tid == tid && mv->node == n)
+			return mv;
+	}
+	return NULL;
+}
+
 void
 move_end(struct kvfs_mount *m, struct move *mv)
 {

@@ -75,7 +75,7 @@ lookup_absent(struct rq *r, struct key *k)
 	double t = FOREVER_S;
 	struct move *lost = second_walk(r);
 
-	if (lost && lost->key != k) /* the walk ends here */
+	if (lost) /* the walk ends here */
 		move_end(m, lost);
 	if (k && (key_has_live_writers(k) || k->closing || k->sharing || k->exclusive))
 		t = 0;
@@ -130,7 +130,8 @@ lookup_found(struct rq *r)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
 	mv = move_find(m, r->pid, k);
-	if (mv && mv->node->moved) { /* the way back to one's own unpublished key: there is a committed one now */
+	/* the way back to one's own unpublished key, or from a key that had ended: there is a committed one now */
+	if (mv && (mv->node->moved || (!mv->writer && !mv->node->snap && mv->node != k->edit_node))) {
 		move_end(m, mv);
 		mv = NULL;
 	}
@@ -205,8 +206,10 @@ lookup_step(struct rq *r)
 				return again ? lookup_step(r) : RQ_WAIT;
 			}
 		}
-		if (r->err == -ENOENT)
+		if (r->err == -ENOENT) {
+			lookup_key(r); /* it may have expired meanwhile, and left what is pending to another */
 			return lookup_absent(r, r->key);
+		}
 		if (r->err == -EIO) /* damaged: it is there, but cannot be read */
 			return rq_err(r, -EIO);
 		if (r->err)

@@ -111,6 +111,7 @@ struct key {
 	unsigned closing;     /* publications at RELEASE under way: opens wait for them */
 	struct node *edit_node; /* the node that EDIT handles use; NULL: nobody edits */
 	unsigned editors;     /* EDIT handles open */
+	unsigned edit_ends;   /* last ones being released: their readers do not have the committed value yet */
 	struct mdraft *edit;  /* NULL: no uncommitted edits */
 	struct store_attr created; /* attributes of a key that is not in the store yet (pending new key) */
 	uint8_t *created_xattrs;
@@ -237,7 +238,7 @@ struct rq {
 	struct key *queued;/* counted in its exclude_waiting */
 	unsigned tries;
 	enum store_sync sync;
-	bool exclusive, exclusive2, flag, flag2, settled, by_handle;
+	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
 	struct rename_walk walk; /* ... and this was known of the first */
 	size_t got;
@@ -388,6 +389,8 @@ void turn_end_exclude(struct key *k);
 void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
 /** k NULL: of any key. */
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
+/** The thread's move to this node (whose key may have become another since), or NULL. */
+struct move *move_to(struct kvfs_mount *m, pid_t tid, const struct node *n);
 void move_end(struct kvfs_mount *m, struct move *mv);
 void move_sweep(struct kvfs_mount *m);
 /**

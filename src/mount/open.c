@@ -172,7 +172,7 @@ open_writer(struct rq *r, struct node *n)
 		if (mv)
 			move_end(m, mv);
 		n->writers--;
-		if (n->opens || n->reserved || n->claimed || setattr_pending(r, n))
+		if (n->opens || n->reserved || n->claimed || n == k->edit_node || setattr_pending(r, n))
 			return release_settle(r) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
 	}
 	k->created.ino = k->ino;
@@ -365,11 +365,12 @@ static bool
 moved_again(struct rq *r, struct node *n, bool writer)
 {
 	struct kvfs_mount *m = r->m;
-	struct move *mv = move_find(m, r->pid, n->key);
 	bool own = n->writers && key_own_writer(n->key, r->pid);
+	struct move *mv;
 
-	if (mv && mv->node == n)
+	if (move_to(m, r->pid, n)) /* (its key may have expired on the way) */
 		return own;
+	mv = move_find(m, r->pid, n->key);
 	if (r->state == 0 && !mv) { /* (several threads may come to the same node: it is reserved, not claimed) */
 		if (writer && !own)
 			(void)writer_elsewhere(r, n);
@@ -380,6 +381,13 @@ moved_again(struct rq *r, struct node *n, bool writer)
 			mv->moved = true;
 	}
 	return false;
+}
+
+/* O_TRUNC without the right to write: refused, if the key is there. */
+static bool
+cuts_nothing(const struct rq *r)
+{
+	return (r->fi.flags & O_ACCMODE) == O_RDONLY && (r->fi.flags & O_TRUNC);
 }
 
 static enum rq_result
@@ -420,16 +428,20 @@ open_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) { /* a new key that only its writer knows, or gone */
 			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
-			struct move *mv = n->moved ? move_find(m, r->pid, k) : NULL;
+			struct move *mv = n->moved ? move_to(m, r->pid, n) : NULL;
 
 			if (mv)
 				move_end(m, mv);
 			if (own)
-				return rq_err(r, -EBUSY);
+				return rq_err(r, cuts_nothing(r) ? -EINVAL : -EBUSY);
 			return n->moved ? rq_err(r, -ESTALE) : open_unnamed(r, n, kind == H_EDIT); /* the second walk finds out */
 		}
 		if (r->err)
 			return rq_err(r, r->err);
+		if (cuts_nothing(r)) { /* it is there, so that is what is wrong */
+			store_snap_close(m->store, r->raw_snap);
+			return rq_err(r, -EINVAL);
+		}
 		bool again;
 
 		if (turn_watch(r, k, r->attr.ino, &again) == RQ_WAIT) {
@@ -470,13 +482,8 @@ open_ctl(struct rq *r)
 void
 op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct rq *r;
+	struct rq *r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
 
-	if ((fi->flags & O_ACCMODE) == O_RDONLY && (fi->flags & O_TRUNC) && !ctl_is(ino)) {
-		fuse_reply_err(req, EINVAL);
-		return;
-	}
-	r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
 	if (!r)
 		return;
 	r->nodeid = ino;
@@ -778,9 +785,24 @@ op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t
 
 /* ---- RELEASE ---- */
 
+/* Nobody edits any more and all is committed: the key's value is in the store again, and only there. */
+static void
+edits_let_go(struct kvfs_mount *m, struct key *k)
+{
+	if (k->editors || !k->named)
+		return;
+	if (k->edit && k->edit->wgen == k->edit->cgen && !k->edit->committing) {
+		mdraft_put(m, k->edit);
+		k->edit = NULL;
+	}
+	if (!k->edit)
+		k->edit_node = NULL;
+}
+
 static enum rq_result
 editor_gone_end(struct rq *r)
 {
+	edits_let_go(r->m, r->key);
 	r->err = 0;
 	r->step = r->then;
 	r->state = 0;
@@ -820,12 +842,6 @@ editor_gone(struct rq *r)
 		} else {
 			msnap_put(m, s);
 		}
-		if (k->edit && k->edit->wgen == k->edit->cgen && !k->edit->committing) {
-			mdraft_put(m, k->edit);
-			k->edit = NULL;
-		}
-		if (!k->edit)
-			k->edit_node = NULL;
 		return editor_gone_end(r);
 	}
 }
@@ -842,6 +858,10 @@ editor_gone_start(struct rq *r, enum rq_result (*then)(struct rq *r))
 static enum rq_result
 release_edit_done(struct rq *r)
 {
+	struct key *k = r->key;
+
+	if (--k->edit_ends == 0)
+		rq_resume_all(&k->turn_waiters);
 	return rq_err(r, 0);
 }
 
@@ -853,7 +873,7 @@ release_edit_committed(struct rq *r)
 	struct node *x = k->edit_node;
 
 	if (k->editors)
-		return rq_err(r, 0);
+		return release_edit_done(r);
 	if (r->err) {
 		/* close() has reported it; the kernel's pages must not go on showing what was refused. */
 		diag_warn("key \"%.*s\": edits could not be committed and are dropped: %s", (int)k->name_len, k->name,
@@ -876,7 +896,7 @@ release_edit_committed(struct rq *r)
 			if (x)
 				node_settle(m, x);
 		}
-		return rq_err(r, 0);
+		return release_edit_done(r);
 	}
 	return editor_gone_start(r, release_edit_done);
 }
@@ -924,6 +944,7 @@ release_step(struct rq *r)
 
 	if (w) {
 		w->key = key_ref(k);
+		k->edit_ends++;
 		w->msg.fn = NULL;
 		list_init(&w->link);
 		rq_resume(w);

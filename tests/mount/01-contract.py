@@ -1200,6 +1200,19 @@ def exchange_takes_only_the_callers_own_along(m, peer):
 
 
 @case
+def put_if_absent_by_rename_says_so_with_a_mark_too(m, peer):
+    a, b = m.key("mark-absent-a"), m.key("mark-absent-b")
+    other = peer.os.open(b, WRITE_NEW)
+    fd = os.open(a, WRITE_NEW)
+    os.write(fd, b"value")
+    os.setxattr(a, "user.kvfs.if-version", b"0")
+    renameat2(a, b, RENAME_NOREPLACE)
+    peer.os.close(other)
+    expect(errno.EEXIST, os.close, fd)
+    equal(get(b), b"")
+
+
+@case
 def rename_onto_it_ends_a_pending_put_if_absent(m, peer):
     a, b = m.key("absent-a"), m.key("absent-b")
     fd = os.open(b, WRITE_NEW | os.O_EXCL)

@@ -770,5 +770,44 @@ def sqlite3_two_processes_from_nothing(m, peer):
     db.close()
 
 
+@case
+def reader_beside_an_editor_keeps_what_he_has_left(m, peer):
+    """The editor has closed; a replacement that is published before his RELEASE has been worked off takes nothing back."""
+    own = Mount("sync=always")
+    try:
+        for turn in range(20 if QUICK else 60):
+            k = own.key("beside-%d" % turn)
+            put(k, b"before")
+            editor = peer.os.open(k, os.O_RDWR)
+            peer.os.pwrite(editor, b"edited", 0)
+            writer, reader = os.open(k, os.O_WRONLY | os.O_TRUNC), os.open(k, os.O_RDONLY)
+            peer.os.close(editor)
+            os.close(writer)
+            equal(os.read(reader, 100), b"edited", "the reader's value")
+            equal(get(k), b"", "the published value")
+            os.close(reader)
+    finally:
+        own.destroy()
+
+
+@case
+def own_replacement_is_not_shown_to_ones_reader(m, peer):
+    own = Mount("sync=always")
+    try:
+        for turn in range(20 if QUICK else 60):
+            k = own.key("own-%d" % turn)
+            fd = peer.os.open(k, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            peer.os.close(fd)
+            fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+            os.setxattr(k, "user.mark", b"x")
+            os.write(fd, b"private")
+            reader = os.open(k, os.O_RDONLY)
+            equal((os.fstat(reader).st_size, os.read(reader, 100)), (0, b""), "size and value")
+            os.close(reader)
+            os.close(fd)
+    finally:
+        own.destroy()
+
+
 if __name__ == "__main__":
     run(Mount)

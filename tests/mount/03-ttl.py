@@ -158,6 +158,7 @@ def listxattr_names_expires_only(m, peer):
 
 
 ASKS = {
+    "cut": lambda k: os.open(k, os.O_RDONLY | os.O_TRUNC),
     "stat": os.stat,
     "access": lambda k: None if os.access(k, os.F_OK) else expect_gone(),
     "open": get,
@@ -198,6 +199,34 @@ def gone_at_the_deadline_for_every_call(m, peer):
             expect(errno.ENOENT, ASKS[name], k)
         for name, k in keys.items():
             check(not peer.exists(k) and not peer.exists(k + ".moved"), name + ": there again for another process")
+
+
+@case
+def made_again_beside_a_pending_replacement(m, peer):
+    """Who opens an expired name with O_CREAT is sent away from the old key first; nothing of that is left."""
+    k = m.key("again")
+    put(k, b"old")
+    fd = peer.os.open(k, os.O_WRONLY | os.O_TRUNC)
+    sleep_until(set_ttl(k, "2ms")[1] + GRACE)
+    reader = os.open(k, os.O_RDONLY | os.O_CREAT, 0o640)
+    equal((os.stat(k).st_mode & 0o7777, os.stat(k).st_size, os.fstat(reader).st_size), (0o640, 0, 0), "mode and sizes")
+    os.close(reader)
+    peer.os.close(fd)
+
+
+@case
+def what_is_pending_on_a_name_that_expires_as_it_is_published(m, peer):
+    for turn in range(20 if QUICK else 100):
+        a, b = m.key("pending-a-%d" % turn), m.key("pending-b-%d" % turn)
+        first = os.open(b, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        sleep_until(set_ttl(b, "2ms")[1] + 0.001)
+        second = os.open(b, os.O_RDWR | os.O_TRUNC)
+        peer.put(a, b"")
+        peer.os.rename(a, b)
+        os.stat(b)
+        os.close(first)
+        expect(errno.EBUSY, os.open, b, os.O_RDONLY)
+        os.close(second)
 
 
 @case
