@@ -33,7 +33,8 @@ from lib import *  # noqa: E402,F403
 
 SHARED = 2
 QUEUED = 4
-MOST = {"hot-put-close": SHARED, "put-close": SHARED, "new-close": SHARED, "setxattr-ttl": SHARED,
+BEHIND_EDITORS = 8  # the last editor of the key has closed: what that leaves is committed first, then the replacement
+MOST = {"hot-put-close": BEHIND_EDITORS, "put-close": SHARED, "new-close": SHARED, "setxattr-ttl": SHARED,
         "hot-append-close": QUEUED}
 SEED = os.environ.get("SEED", str(int(time.time())))
 
