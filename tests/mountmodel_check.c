@@ -612,8 +612,11 @@ check_mknod(struct model *m, const struct call *c, const struct result *r)
 static const char *
 check_link(struct model *m, const struct call *c, const struct result *r)
 {
-	if (!mm_visible(m, c->proc, c->name)) /* (of an expired key the kernel may have the name) */
-		return m->n[c->name].expired && r->err == EPERM ? NULL : mm_want_err(m, r, ENOENT);
+	if (!mm_visible(m, c->proc, c->name)) { /* (of an expired key the kernel may have the name) */
+		int asked = mm_visible(m, c->proc, c->name2) ? EEXIST : EPERM;
+
+		return m->n[c->name].expired && r->err == asked ? NULL : mm_want_err(m, r, ENOENT);
+	}
 	return mm_want_err(m, r, mm_visible(m, c->proc, c->name2) ? EEXIST : EPERM);
 }
 
