@@ -679,6 +679,31 @@ def inherited_descriptor_of_a_renamed_pending_key(m, peer):
 
 
 @case
+def heir_of_a_killed_writer_may_ask_after_a_rename(m, peer):
+    k, go, said = m.key("killed-heir"), os.pipe(), os.pipe()
+    put(k, b"old")
+
+    def writer():
+        fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+        if os.fork():
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.read(go[0], 1)
+        try:
+            os.write(said[1], b"%d" % os.fstat(fd).st_size)
+        except OSError as problem:
+            os.write(said[1], errname(problem.errno).encode())
+
+    os.waitpid(child(writer), 0)
+    os.stat(k)
+    os.rename(k, k + "-2")
+    os.write(go[1], b"x")
+    equal(os.read(said[0], 100), b"0", "size of what was dropped")
+    equal(get(k + "-2"), b"old")
+    for end in go + said:
+        os.close(end)
+
+
+@case
 def what_an_heir_leaves_is_seen_by_the_next_open(m, peer):
     """
     The descriptor's opener lives, so its heir's close publishes nothing; the last one does, and an open sees that: it makes
