@@ -208,7 +208,7 @@ mm_expire_due(struct model *m, int64_t now)
 			mm_key_detach(m, k);
 			m->n[n].expired = true;
 			for (unsigned i = 0; i < m->nofds; i++)
-				m->ofds[i]->lost |= m->ofds[i]->kind == MREPL && m->ofds[i]->published && m->ofds[i]->name == n;
+				m->ofds[i]->lost |= m->ofds[i]->kind == MREPL && m->ofds[i]->name == n;
 		}
 	}
 }

@@ -492,6 +492,22 @@ deadline(const struct model *m, const struct call *c)
 	return k ? k->expires : o && o->set_expiry ? o->expires : 0;
 }
 
+/* Nothing is committed, and what the caller has pending there (some brought along by a rename) disagrees about a deadline. */
+static bool
+deadline_unsure(const struct model *m, const struct call *c)
+{
+	bool some = false, none = false;
+
+	for (unsigned i = 0; !m->n[c->name].key && i < m->nofds; i++)
+		if (mm_pending_on(m->ofds[i], c->name) && mm_own(m, m->ofds[i], c->proc)) {
+			bool has = m->ofds[i]->set_expiry && m->ofds[i]->expires;
+
+			some |= has;
+			none |= !has;
+		}
+	return some && none;
+}
+
 static const char *
 check_listx(struct model *m, const struct call *c, const struct result *r)
 {
@@ -515,7 +531,7 @@ check_listx(struct model *m, const struct call *c, const struct result *r)
 		want |= a->x[i].set ? 1u << i : 0;
 	if (seen != want && !a->x_unknown)
 		return mm_wrong(m, "lists attributes %x, want %x", seen, want);
-	return ttl == (deadline(m, c) != 0) ? NULL : mm_wrong(m, ttl ? "lists a TTL" : "lists no TTL");
+	return ttl == (deadline(m, c) != 0) || deadline_unsure(m, c) ? NULL : mm_wrong(m, ttl ? "lists a TTL" : "lists no TTL");
 }
 
 static void
@@ -535,7 +551,9 @@ check_ttl(struct model *m, const struct call *c, const struct result *r)
 {
 	if (!mm_visible(m, c->proc, c->name))
 		return mm_want_err(m, r, ENOENT);
-	if (c->way == 2 && !deadline(m, c))
+	if (c->way == 2 && deadline_unsure(m, c) && r->err == ENODATA)
+		return NULL;
+	if (c->way == 2 && !deadline(m, c) && !deadline_unsure(m, c))
 		return mm_want_err(m, r, ENODATA);
 	if (r->err)
 		return mm_want_err(m, r, 0);
@@ -551,6 +569,8 @@ check_getttl(struct model *m, const struct call *c, const struct result *r)
 
 	if (!mm_visible(m, c->proc, c->name))
 		return mm_want_err(m, r, ENOENT);
+	if (deadline_unsure(m, c) && (!at || r->err == ENODATA))
+		return NULL;
 	if (!at || r->err)
 		return mm_want_err(m, r, at ? 0 : ENODATA);
 	memcpy(text, r->data, r->size < 63 ? r->size : 63);
@@ -612,8 +632,11 @@ check_mknod(struct model *m, const struct call *c, const struct result *r)
 static const char *
 check_link(struct model *m, const struct call *c, const struct result *r)
 {
-	if (!mm_visible(m, c->proc, c->name)) /* (of an expired key the kernel may have the name) */
-		return m->n[c->name].expired && r->err == EPERM ? NULL : mm_want_err(m, r, ENOENT);
+	if (!mm_visible(m, c->proc, c->name)) { /* (of an expired key the kernel may have the name) */
+		int asked = mm_visible(m, c->proc, c->name2) ? EEXIST : EPERM;
+
+		return m->n[c->name].expired && r->err == asked ? NULL : mm_want_err(m, r, ENOENT);
+	}
 	return mm_want_err(m, r, mm_visible(m, c->proc, c->name2) ? EEXIST : EPERM);
 }
 

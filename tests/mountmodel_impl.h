@@ -57,7 +57,7 @@ struct mofd {
 	int name;
 	unsigned proc, gen; /* who opened it */
 	bool unpub, published, cancelled, excl, has_mark, set_expiry;
-	bool lost;  /* published, and that key has expired since */
+	bool lost;  /* its key has expired */
 	bool dying; /* its last flush came from a process that was being killed, not its opener */
 	int failed;    /* errno of a write that was not made good: it is not published */
 	size_t failed_off;

@@ -317,7 +317,6 @@ publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io)
 	r->key = key_ref(h->key);
 	/* From here on it is no candidate (its close is known), but an open must wait for it. */
 	candidate_end(h);
-	h->written = true;
 	r->settled = true;
 	r->key->closing++;
 	if (r->step(r) == RQ_DONE) {

@@ -164,7 +164,6 @@ write_replacement(struct rq *r)
 	struct mdraft *d = h->draft;
 
 	candidate_end(h);
-	h->written = true;
 	h->dying = false;
 	if (h->append)
 		r->off = store_draft_size(r->m->store, d->draft);
@@ -298,7 +297,6 @@ flush_replacement(struct rq *r)
 		candidate_begin(h);
 		return rq_err(r, 0);
 	}
-	h->flushed = true;
 	return publish_start(r, h->sync_writes ? STORE_SYNC_DURABLE : STORE_SYNC_MODE, flushed);
 }
 
@@ -349,7 +347,8 @@ fsync_step(struct rq *r)
 	if (h->kind == H_REPL && !h->cancelled && h->draft->failed)
 		return rq_err(r, h->draft->failed);
 	if (h->kind == H_REPL && !h->cancelled && (!h->published || h->draft->cgen != h->draft->wgen)) {
-		candidate_begin(h);
+		if (!h->draft->wgen)
+			candidate_begin(h);
 		return publish_start(r, STORE_SYNC_DURABLE, flushed);
 	}
 	if (h->kind == H_EDIT) {

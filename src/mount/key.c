@@ -199,24 +199,25 @@ node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 bool
 candidate_is(const struct handle *h)
 {
-	return h->kind == H_REPL && h->flushed && !h->written && !h->published && !h->cancelled;
+	return h->candidate;
 }
 
 void
 candidate_begin(struct handle *h)
 {
-	bool was = candidate_is(h);
-
 	assert(h->key);
-	h->flushed = true;
-	h->key->candidates += candidate_is(h) && !was;
+	if (h->candidate || h->cancelled)
+		return;
+	h->candidate = true;
+	h->key->candidates++;
 }
 
 void
 candidate_end(struct handle *h)
 {
 	assert(h->key);
-	h->key->candidates -= candidate_is(h);
+	h->key->candidates -= h->candidate;
+	h->candidate = false;
 }
 
 bool
@@ -235,9 +236,9 @@ writer_rehome(struct kvfs_mount *m, struct handle *h, struct key *to)
 
 	list_del(&h->of_key);
 	list_add_tail(&to->writers, &h->of_key);
-	candidate_end(h);
+	from->candidates -= h->candidate;
+	to->candidates += h->candidate;
 	h->key = key_ref(to);
-	to->candidates += candidate_is(h);
 	if (node_left_by_writers(h->node, from)) /* else it stays where its path leads */
 		node_rehome(m, h->node, to);
 	key_put(m, from);

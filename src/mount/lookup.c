@@ -745,7 +745,6 @@ setattr_size(struct rq *r)
 		if (h && h->kind == H_REPL) {
 			r->draft = mdraft_ref(h->draft);
 			candidate_end(h);
-			h->written = true;
 			h->dying = false;
 		} else {
 			if (!h && key_settle(r, k, NULL) == RQ_WAIT) /* an empty value closed before must not come after */

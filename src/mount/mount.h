@@ -107,7 +107,7 @@ struct key {
 	struct list nodes;    /* node.of_key */
 	struct node *cur;     /* the node that a lookup gives, unless it has become unusable */
 	struct list writers;  /* handle.of_key: REPL handles opened under this name and not yet released */
-	unsigned candidates;  /* REPL handles that were flushed but never written: may be an empty value being closed */
+	unsigned candidates;  /* REPL handles that were flushed and not published (nothing written, or an heir's): may be closed */
 	unsigned closing;     /* publications at RELEASE under way: opens wait for them */
 	struct node *edit_node; /* the node that EDIT handles use; NULL: nobody edits */
 	unsigned editors;     /* EDIT handles open */
@@ -167,7 +167,8 @@ struct handle {
 	uint64_t serial;       /* m->opens when it was opened */
 	/* REPL */
 	struct mdraft *draft;
-	bool flushed, written, published, cancelled;
+	bool published, cancelled;
+	bool candidate; /* flushed, with something left to publish, and not written to since: counted in key->candidates */
 	bool dying; /* its last flush came from a process other than its opener that a signal was killing */
 	bool has_if_version;   /* publish only if the key's version is if_version */
 	uint64_t if_version;

@@ -453,7 +453,10 @@ rename_pending(struct rq *r)
 	return rename_end(r, 0);
 }
 
-/* Is a replacement of k pending, other than those of process `but` (0: of whomever)? */
+/*
+ * Is a replacement of k pending, other than those of process `but` (0: of whomever)? Or has one been dropped whose writer
+ * was killed, while an heir still has it open on a node to which the name may lead?
+ */
 static bool
 pending_but(const struct key *k, pid_t but)
 {
@@ -461,7 +464,7 @@ pending_but(const struct key *k, pid_t but)
 		const struct handle *h = list_entry(l, struct handle, of_key);
 		bool gone;
 
-		if (!h->cancelled && !(but && proc_same(h->opener, but, &gone)))
+		if (h->cancelled ? but && !h->node->hidden : !(but && proc_same(h->opener, but, &gone)))
 			return true;
 	}
 	return false;

@@ -679,6 +679,52 @@ def inherited_descriptor_of_a_renamed_pending_key(m, peer):
 
 
 @case
+def heir_of_a_killed_writer_may_ask_after_a_rename(m, peer):
+    k, go, said = m.key("killed-heir"), os.pipe(), os.pipe()
+    put(k, b"old")
+
+    def writer():
+        fd = os.open(k, os.O_WRONLY | os.O_TRUNC)
+        if os.fork():
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.read(go[0], 1)
+        try:
+            os.write(said[1], b"%d" % os.fstat(fd).st_size)
+        except OSError as problem:
+            os.write(said[1], errname(problem.errno).encode())
+
+    os.waitpid(child(writer), 0)
+    os.stat(k)
+    os.rename(k, k + "-2")
+    os.write(go[1], b"x")
+    equal(os.read(said[0], 100), b"0", "size of what was dropped")
+    equal(get(k + "-2"), b"old")
+    for end in go + said:
+        os.close(end)
+
+
+@case
+def what_an_heir_leaves_is_seen_by_the_next_open(m, peer):
+    """
+    The descriptor's opener lives, so its heir's close publishes nothing; the last one does, and an open sees that: it makes
+    sure (by a barrier over the workers) that no RELEASE of it is on its way.
+    """
+    k = m.key("heir-last")
+    fd = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def heir():
+        os.write(fd, b"value")
+        os.close(fd)
+
+    join([child(heir)])
+    before = m.stats()["barriers"]
+    expect(errno.ENOENT, peer.get, k)
+    check(m.stats()["barriers"] > before, "no barrier")
+    os.close(fd)
+    equal(peer.get(k), b"value")
+
+
+@case
 def killed_threaded_writer_publishes_nothing(m, peer):
     k, ready = m.key("kill-threads"), os.pipe()
     put(k, b"old")
