@@ -962,6 +962,22 @@ write_over(struct sl *sl, const char *name, off_t off, const void *data, size_t 
 	close(fd);
 }
 
+/* Change one byte, whatever it is. */
+static void
+spoil(struct sl *sl, const char *name, off_t off)
+{
+	char path[128], byte;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", sl->dir, name);
+	fd = open(path, O_RDONLY);
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &byte, 1, off), 1);
+	close(fd);
+	byte ^= 0x55;
+	write_over(sl, name, off, &byte, 1);
+}
+
 static void
 a_damaged_checkpoint_falls_back_to_the_log(void **state)
 {
@@ -1109,7 +1125,7 @@ damaged_data_of_a_large_value_answers_eio(void **state)
 	assert_int_equal(sl_snap(sl, "k", &snap), 0);
 	assert_true(value_find(snap->st.value, 600000, &e));
 	store_snap_close(sl->st, snap);
-	write_over(sl, "seg-00000001.log", (off_t)e.off + 5, "?", 1);
+	spoil(sl, "seg-00000001.log", (off_t)e.off + 5);
 	assert_int_equal(sl_get(sl, "k", &got, &n), -EIO);
 	sl_reopen(sl);
 	assert_int_equal(sl_get(sl, "k", &got, &n), -EIO);
@@ -1328,7 +1344,7 @@ foreign_and_damaged_superblocks_are_refused_with_a_line(void **state)
 
 	assert_int_equal(sl_put(sl, "k", "v", 1), 0);
 	assert_int_equal(sl_close(sl), 0);
-	write_over(sl, "kvfs.store", 30, "\x55", 1);
+	spoil(sl, "kvfs.store", 30);
 	assert_int_equal(log_store_open(&sl->cfg, &st, err, sizeof(err)), -EIO);
 	assert_non_null(strstr(err, "kvfs.store"));
 }
