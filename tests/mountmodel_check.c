@@ -322,6 +322,7 @@ rename_pending(struct model *m, const struct call *c, const struct result *r)
 	if (r->err)
 		return mm_want_err(m, r, 0);
 	if (target) { /* what it is compared with at its publication */
+		target->early |= target->dirty && r->version != target->ver;
 		target->ver = r->version;
 		target->vstate = target->dirty ? VER_MAYBE : VER_SAME;
 	}
