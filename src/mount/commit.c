@@ -195,8 +195,10 @@ publish_committed(struct rq *r)
 	turn_end_share(r);
 	if (err == STORE_UNCERTAIN)
 		err = -EIO;
-	if (err)
+	if (err) { /* its RELEASE tries once more, and must not find a key gone that was unlinked after this close */
+		candidate_begin(h);
 		return go_on(r, err);
+	}
 	d->cgen = r->version;
 	candidate_end(h);
 	h->published = true;

@@ -1246,6 +1246,20 @@ def exchange_takes_only_the_callers_own_along(m, peer):
 
 
 @case
+def put_if_absent_that_lost_comes_before_a_later_unlink(m, peer):
+    k = m.key("absent-lost")
+    fd = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    os.write(fd, b"value")
+    other = os.dup(fd)
+    peer.put(k, b"first")
+    expect(errno.EEXIST, os.close, fd)
+    before = m.stats()["barriers"]
+    peer.os.unlink(k)
+    check(m.stats()["barriers"] > before, "no barrier: the last close may still be on its way")
+    os.close(other)
+
+
+@case
 def put_if_absent_by_rename_says_so_with_a_mark_too(m, peer):
     a, b = m.key("mark-absent-a"), m.key("mark-absent-b")
     other = peer.os.open(b, WRITE_NEW)
