@@ -330,52 +330,56 @@ publish_at_release(struct kvfs_mount *m, struct handle *h, struct io *io)
 
 /* ---- edits in place ---- */
 
+/* The snap that edit_draft_get() has waited for, with r->err; NULL: none, or one that is no longer wanted. */
+static struct store_snap *
+snap_answered(struct rq *r, const struct key *k)
+{
+	struct store_snap *s = r->snap_asked && !r->err ? r->raw_snap : NULL;
+
+	r->raw_snap = NULL;
+	if (s && (k->edit || r->attr.version < k->committed)) { /* somebody was faster */
+		store_snap_close(r->m->store, s);
+		s = NULL;
+		r->snap_asked = false;
+	}
+	if (!r->snap_asked || k->edit)
+		r->err = 0;
+	return s;
+}
+
 enum rq_result
 edit_draft_get(struct rq *r, struct key *k)
 {
 	struct kvfs_mount *m = r->m;
 	struct node *x = k->edit_node;
+	struct store_snap *s = snap_answered(r, k), *base = s;
+	bool answered = r->snap_asked;
+	struct mdraft *d = NULL;
 
-	int opened = r->flag2 ? r->err : 0; /* how the snap that was waited for could be opened */
-
-	r->err = 0;
+	r->snap_asked = false;
 	if (k->edit)
 		return RQ_DONE;
-	r->err = opened;
-	struct mdraft *d = mdraft_new();
-
-	if (!d) {
-		r->err = -ENOMEM;
-		return RQ_DONE;
-	}
-	if (x && x->snap && x->version >= k->committed) {
-		r->err = store_draft_new(m->store, x->snap->snap, &d->draft);
-	} else {
-		/* truncate(2) without a handle: base it on the committed value. */
-		struct store_snap *s = NULL;
-
-		if (!r->flag2) {
-			r->raw_snap = NULL;
-			r->flag2 = true;
-			r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, r->state));
-			if (r->err == STORE_PENDING) {
-				mdraft_put(m, d);
-				return RQ_WAIT;
-			}
-		}
-		r->flag2 = false;
-		s = r->raw_snap;
+	if (!answered && x && x->snap && x->snap_version >= k->committed) {
+		base = x->snap->snap;
+	} else if (!answered) { /* truncate(2) without a handle: base it on the committed value */
+		r->snap_asked = true;
+		r->err = store_snap_open(m->store, rq_key_of(r, k), &r->raw_snap, &r->attr, rq_store(r, r->state));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		r->snap_asked = false;
+		base = s = r->err ? NULL : r->raw_snap;
 		r->raw_snap = NULL;
-		if (!r->err)
-			r->err = store_draft_new(m->store, s, &d->draft);
-		if (s)
-			store_snap_close(m->store, s);
 	}
-	if (r->err) {
+	if (!r->err) {
+		d = mdraft_new();
+		r->err = d ? store_draft_new(m->store, base, &d->draft) : -ENOMEM;
+	}
+	if (s)
+		store_snap_close(m->store, s);
+	if (!r->err)
+		k->edit = d;
+	else if (d)
 		mdraft_put(m, d);
-		return RQ_DONE;
-	}
-	k->edit = d;
 	return RQ_DONE;
 }
 

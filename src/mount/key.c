@@ -461,6 +461,7 @@ node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struc
 {
 	msnap_put(m, n->snap);
 	n->snap = s;
+	n->snap_version = attr->version;
 	n->attr = *attr;
 	n->version = attr->version;
 }

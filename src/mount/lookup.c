@@ -99,7 +99,7 @@ lookup_again(struct rq *r, struct key *k, struct move *lost)
 
 	if (!n)
 		return rq_err(r, -ENOMEM);
-	if (!writer && n != k->edit_node && !(n->snap && n->version == r->attr.version)) {
+	if (!writer && n != k->edit_node && !(n->snap && n->snap_version == r->attr.version)) {
 		struct msnap *s = msnap_new(r->raw_snap);
 
 		if (s) {

@@ -148,7 +148,8 @@ struct node {
 	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
 	int64_t setattr_until; /* ... until then (monotonic ns); 0: nobody */
 	struct msnap *snap;
-	struct store_attr attr; /* of the snap */
+	uint64_t snap_version;  /* of the snap; `version` and `attr` go on with edits that are committed */
+	struct store_attr attr;
 };
 
 enum handle_kind { H_READ, H_EDIT, H_REPL, H_DIR, H_CTL };
@@ -239,6 +240,7 @@ struct rq {
 	struct key *queued;/* counted in its exclude_waiting */
 	unsigned tries;
 	enum store_sync sync;
+	bool snap_asked;   /* edit_draft_get: it waits for the committed value */
 	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
 	struct rename_walk walk; /* ... and this was known of the first */

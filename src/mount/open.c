@@ -211,7 +211,7 @@ open_granted(struct rq *r, struct node *n, bool edit)
 	}
 	if (n->ksize_by == r->pid)
 		n->ksize_by = 0;
-	if (n->snap && (live || n->version == r->attr.version)) {
+	if (n->snap && (live || n->snap_version == r->attr.version)) {
 		if (r->raw_snap)
 			store_snap_close(m->store, r->raw_snap);
 	} else {
@@ -272,7 +272,7 @@ open_elsewhere(struct rq *r, struct key *k)
 	struct node *to = key_node(m, k, r->attr.version);
 	struct msnap *s = NULL;
 
-	if (to && to != k->edit_node && !(to->snap && to->version == r->attr.version))
+	if (to && to != k->edit_node && !(to->snap && to->snap_version == r->attr.version))
 		s = msnap_new(r->raw_snap);
 	if (s)
 		node_set_snap(m, to, s, &r->attr);
@@ -298,7 +298,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	bool fits;
 
 	/* Readers may have the version that was pinned when they were sent here: it was the latest while they opened. */
-	if (arrived && !edit && !k->edit_node && n->snap && n->version != r->attr.version) {
+	if (arrived && !edit && !k->edit_node && n->snap && n->version != r->attr.version && n->snap_version == n->version) {
 		store_snap_close(m->store, r->raw_snap);
 		r->raw_snap = NULL;
 		r->attr = n->attr;

@@ -106,6 +106,31 @@ case_own_keys_beside_a_foreign_writer()
 	kv_umount || fail "kvfs-mem ended with $?"
 }
 
+# Each append finds nobody else editing, or somebody who asks the engine for the value at the same time.
+case_appends_that_begin_together()
+{
+	local n writers=''
+	KVFS_MEM=delay_us=2000,lease_ms=50 kv_mount || fail "no mount"
+	for n in 1 2 3 4 5 6; do
+		python3 - "$M/together" $n <<-'END' &
+		import os, sys
+		for i in range(40):
+		    fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+		    os.write(fd, b"%s-%d\n" % (sys.argv[2].encode(), i))
+		    os.close(fd)
+		END
+		writers+=" $!"
+	done
+	for n in $writers; do
+		wait $n || fail "an append failed"
+	done
+	for n in 1 2 3 4 5 6; do
+		seq 0 39 | sed "s/^/$n-/"
+	done | sort > "$T/want"
+	equal "$(sort "$M/together" | comm -13 - "$T/want" | tr '\n' ' ')" "" "lines missing"
+	kv_umount || fail "kvfs-mem ended with $?"
+}
+
 # Every second commit is uncertain; half of those have not been done.
 case_a_new_name_whose_commit_was_uncertain()
 {
