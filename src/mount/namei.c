@@ -231,6 +231,8 @@ renamed_version(struct key *k, uint64_t old, const struct store_attr *now)
 			n->version = now->version;
 			n->attr = *now;
 		}
+		if (n->snap_version == old)
+			n->snap_version = now->version;
 		if (n->told == old)
 			n->told = now->version;
 		if (n->pages == old)
