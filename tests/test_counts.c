@@ -9,6 +9,7 @@
  * counts. They may differ by MARGIN percent (compilers, C libraries); a build that is not optimised like the product skips.
  * Layer: tests.
  */
+#include "allocwrap.h"
 #include "storelib.h"
 #include "store/log_store.h"
 #include <errno.h>
@@ -28,17 +29,6 @@ enum { KEYS = 1000, OPS = 200, VALUE = 100, KEY = 16, MARGIN = 15 };
 static const char *self;
 static bool counting;
 static uint64_t allocations;
-
-void *__real_malloc(size_t n);
-void *__wrap_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_realloc(void *p, size_t n);
-int __real_posix_memalign(void **p, size_t align, size_t n);
-int __wrap_posix_memalign(void **p, size_t align, size_t n);
-void *__real_aligned_alloc(size_t align, size_t n);
-void *__wrap_aligned_alloc(size_t align, size_t n);
 
 void *
 __wrap_malloc(size_t n)

@@ -10,6 +10,7 @@
  * The program is linked with ld --wrap for the allocator's functions; the engine's objects are the product's. Layer: tests.
  */
 #include "simdisk.h"
+#include "allocwrap.h"
 #include "storelib.h"
 #include "base/diag.h"
 #include "store/log_store.h"
@@ -28,17 +29,6 @@ static _Thread_local unsigned exempt; /* the test's own */
 static bool armed;
 static uint64_t allocations, fail_at;
 static bool fail_all;
-
-void *__real_malloc(size_t n);
-void *__wrap_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_realloc(void *p, size_t n);
-int __real_posix_memalign(void **p, size_t align, size_t n);
-int __wrap_posix_memalign(void **p, size_t align, size_t n);
-void *__real_aligned_alloc(size_t align, size_t n);
-void *__wrap_aligned_alloc(size_t align, size_t n);
 
 static bool
 refused(void)

@@ -475,8 +475,8 @@ pending_but(const struct key *k, pid_t but)
 /*
  * The kernel takes its dentry of the old name, with the node and the timeouts it knows, to the new one. If somebody else's
  * replacement is pending on that node, and stays behind, or any on the new name (which, published, is another node's), that
- * dentry would be wrong there, and nothing that does not wait for the directory's lock could take it away. So the first time the answer is ESTALE: the kernel looks
- * both names up once more and is given nodes that nobody writes to, without a timeout.
+ * dentry would be wrong there, and nothing that does not wait for the directory's lock could take it away. So the first time
+ * the answer is ESTALE: the kernel looks both names up once more and is given nodes that nobody writes to, without a timeout.
  * Return: whether this is that time.
  */
 static bool
