@@ -669,6 +669,13 @@ rename_walk_end(struct rename_walk *w)
 	free(w);
 }
 
+void
+rename_walk_end_all(struct kvfs_mount *m)
+{
+	while (!list_empty(&m->rename_walks))
+		rename_walk_end(list_entry(m->rename_walks.next, struct rename_walk, link));
+}
+
 bool
 rename_walk_begin(struct rq *r, bool needed)
 {

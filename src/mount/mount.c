@@ -326,6 +326,7 @@ mount_finish(struct kvfs_mount *m)
 	pthread_mutex_lock(&m->lock);
 	while (!list_empty(&m->moves))
 		move_end(m, list_entry(m->moves.next, struct move, link));
+	rename_walk_end_all(m);
 	while (!list_empty(&m->handles)) {
 		struct handle *h = list_entry(m->handles.next, struct handle, all);
 

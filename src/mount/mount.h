@@ -401,6 +401,8 @@ void move_sweep(struct kvfs_mount *m);
  * set), or that cannot be done (no memory, a thread that cannot be told from others).
  */
 bool rename_walk_begin(struct rq *r, bool needed);
+/** The mount ends: forget those whose second RENAME never came. */
+void rename_walk_end_all(struct kvfs_mount *m);
 /** A LOOKUP by r of its name has led to n. Return: whether it is part of such a RENAME. */
 bool rename_walk_step(struct rq *r, const struct node *n);
 
