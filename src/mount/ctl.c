@@ -65,6 +65,7 @@ add_store(struct text *t, const struct store_stats *s)
 	ROW(mem_keys);
 	ROW(mem_values);
 	ROW(mem_drafts);
+	ROW(mem_cache);
 	ROW(commits);
 	ROW(batches);
 	ROW(batch_bytes);
@@ -78,6 +79,7 @@ add_store(struct text *t, const struct store_stats *s)
 	ROW(metas);
 	ROW(expired);
 	ROW(gets);
+	ROW(cache_hits);
 	ROW(reads);
 	ROW(disk_reads);
 	ROW(read_bytes);

@@ -476,7 +476,7 @@ op_inflight(const struct op *op)
 int
 op_read_record(struct op *op, unsigned i)
 {
-	op->snap[i] = snap_make(op->s, &op->k[i].base);
+	op->snap[i] = snap_make(op->s, &op->k[i].base, NULL);
 	if (!op->snap[i])
 		return op_end(op, -ENOMEM);
 	op->reading = i;
