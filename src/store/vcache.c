@@ -4,14 +4,14 @@
  *
  * Theory of operation
  *
- * A table of buckets, one cache line each: seven places for values, a bit for each that was used lately, and the tags of the
- * last three keys that were not found. A place is the blob's address (48 bits) and 16 bits of the key's hash; a hit reads the
- * bucket and the blob, nothing else, and both can be prefetched while the index is still being read.
+ * A table of buckets, one cache line each: seven places for values, a bit for each that was used lately, and the tags
+ * of the last three keys that were not found. A place is the blob's address (48 bits) and 16 bits of the key's hash; a
+ * hit reads the bucket and the blob, nothing else, and both can be prefetched while the index is still being read.
  *
- * While there is room every value that was read is kept. When there is none, one must have been asked for twice within a few
- * misses of its bucket: so a walk over all keys does not drive out what is used. Within a bucket the victim is found by
- * second chance (CLOCK); when the memory is used up, a hand that goes over all buckets frees what was not used since it last
- * came by, for at most SWEEP_MAX buckets at a time.
+ * While there is room every value that was read is kept. When there is none, one must have been asked for twice within
+ * a few misses of its bucket: so a walk over all keys does not drive out what is used. Within a bucket the victim is
+ * found by second chance (CLOCK); when the memory is used up, a hand that goes over all buckets frees what was not used
+ * since it last came by, for at most SWEEP_MAX buckets at a time.
  *
  * The table takes an eighth of the budget at most, and is backed by memory page by page as it is used.
  */
@@ -24,11 +24,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define PLACES     7u
-#define MISSES     3u
-#define TAG_SHIFT  48u
-#define SWEEP_MAX  32u
-#define BUDGET_MIN (64u << 10)
+#define PLACES        7u
+#define MISSES        3u
+#define TAG_SHIFT     48u
+#define SWEEP_MAX     32u
+#define BUDGET_MIN    (64u << 10)
 #define BUCKET_BUDGET 512u /* bytes of budget for each bucket, 64 of them its own */
 
 struct bucket {
@@ -116,7 +116,7 @@ place_clear(struct vcache *vc, struct bucket *b, unsigned i)
 		return;
 	vc->memory -= memory_of(blob->size);
 	b->place[i] = 0;
-	b->used &= (uint8_t)~(1u << i);
+	b->used &= (uint8_t) ~(1u << i);
 	blob_unref(blob);
 }
 
@@ -130,7 +130,7 @@ place_choose(struct bucket *b)
 		if (!b->place[j])
 			return j;
 	while (b->used & 1u << i) {
-		b->used &= (uint8_t)~(1u << i);
+		b->used &= (uint8_t) ~(1u << i);
 		i = (i + 1) % PLACES;
 	}
 	b->hand = (uint8_t)((b->hand & 0xf0u) | (i + 1) % PLACES);
@@ -187,7 +187,8 @@ vcache_create(uint64_t budget)
 		return NULL;
 	while (n * 2 * BUCKET_BUDGET <= budget)
 		n *= 2;
-	p = mmap(NULL, n * sizeof(struct bucket), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, n * sizeof(struct bucket), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
 	if (p == MAP_FAILED) {
 		free(vc);
 		return NULL;
@@ -279,7 +280,7 @@ vcache_wants(struct vcache *vc, uint64_t hash, uint64_t seq, uint32_t size)
 	for (unsigned i = 0; i < PLACES; i++) {
 		if (b->place[i] >> TAG_SHIFT == tag) {
 			if (place_blob(b->place[i])->seq >= seq)
-				return false; /* somebody else was faster, or the value that was read is an old one */
+				return false;  /* somebody else was faster, or the value that was read is an old one */
 			place_clear(vc, b, i); /* most likely the key's value before this one */
 			known = true;
 		}
