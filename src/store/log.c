@@ -57,6 +57,7 @@ log_destroy(struct log *lg)
 	if (!lg)
 		return;
 	assert(!lg->writing && !lg->flushing && !lg->applying);
+	mapped_close(&lg->window);
 	free_list(lg->queue);
 	free_list(lg->written);
 	free_list(lg->spare);
