@@ -389,7 +389,6 @@ struct op {
 	unsigned stage;
 	bool posted, draining, ended;
 	unsigned nkeys;
-	struct op_key k[2];
 	uint64_t *counter;             /* statistics, counted when applied */
 	int64_t now;
 	union {
@@ -401,7 +400,6 @@ struct op {
 	bool reserved;
 	struct fetch fetch;
 	struct store_snap *snap[2];
-	struct record_read rr[2];
 	bool have_rr[2];
 	unsigned reading;
 	struct acct acct;
@@ -414,6 +412,9 @@ struct op {
 	const struct log_scan *scan;
 	struct move *move;
 	uint64_t weight;               /* bytes, in cp->inflight */
+	/* What op_new leaves as it finds it: keys from nkeys on, and records that are not read (have_rr). */
+	struct op_key k[2];
+	struct record_read rr[2];
 };
 
 /** A fresh operation; it joins the queues of its keys in op_submit. NULL: no memory. */

@@ -55,7 +55,7 @@ end_append(struct ends *ends, struct log_append *a, int err)
 	a->err = err;
 	a->applied = true;
 	if (a->state == APPEND_HELD) {
-		a->state = APPEND_ENDED;
+		atomic_store_explicit(&a->state, APPEND_ENDED, memory_order_release); /* its owner may be gone from here on */
 		return;
 	}
 	a->next = NULL;
