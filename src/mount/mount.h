@@ -464,8 +464,8 @@ int notifier_start(struct kvfs_mount *m);
 void notifier_stop(struct kvfs_mount *m);
 /**
  * Queue; `wake` (may be NULL) is resumed when it has been done. m->lock held. A notification that waits in the kernel
- * for a lock held by one of our clients keeps a killed daemon half alive, so the log engine's mount sends none that take
- * the directory's lock.
+ * for a lock held by one of our clients keeps a killed daemon half alive until the helper ends the connection
+ * (base/helper.h), so the log engine's mount sends hardly any that take the directory's lock.
  */
 void notify_inval_node(struct kvfs_mount *m, uint64_t nodeid, bool data, struct rq *wake);
 void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake);

@@ -16,20 +16,16 @@ nothing else moves any more, so that each call's flushes are counted exactly (se
 unlink and rename keep the kernel's lock of the directory over their flush, so whoever needs that lock waits in a queue
 of them: counted and reported, not judged. In all, a call that is not answered within 20 s is a failure.
 """
-import ctypes
 import fcntl
-import mmap
 import os
 import re
-import struct
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import lib  # noqa: E402
 from lib import *  # noqa: E402,F403
+from lib_gate import Gate, gate_daemon  # noqa: E402
 
 SHARED = 2
 # On one key replacements and edits take turns: each is committed behind what others have under way there (seen: 5, and 8).
@@ -79,27 +75,6 @@ def the_many_who_wait_for_a_lock_keep_nobody_from_letting_it_go(m):
     fcntl.flock(fd, fcntl.LOCK_UN)
     join(waiters, "waiter")
     os.close(fd)
-
-
-class Gate:
-    """The daemon's gate (gate.h) for cases that need no crowd."""
-
-    def __init__(self):
-        self.file = open(os.environ["KVFS_GATE"], "r+b")
-        self.words = mmap.mmap(self.file.fileno(), 20)
-
-    def held(self):
-        return struct.unpack_from("=I", self.words, 8)[0]
-
-    def close(self):
-        struct.pack_into("=I", self.words, 0, 1)
-
-    def open(self):
-        struct.pack_into("=I", self.words, 0, 0)
-        released = struct.unpack_from("=I", self.words, 12)[0]
-        struct.pack_into("=I", self.words, 12, released + 1)
-        address = ctypes.addressof(ctypes.c_uint32.from_buffer(self.words, 12))
-        libc.syscall(202, ctypes.c_void_p(address), 1, 1, None, None, 0)  # futex, FUTEX_WAKE
 
 
 @case
@@ -162,11 +137,9 @@ def everybody_gets_on(m):
 
 
 def main():
-    lib.KVFS = BUILD + "/tests/mount/kvfs-gate"
-    gate = tempfile.NamedTemporaryFile(prefix="kvfs-gate-", dir=TEST_DIR)
-    gate.truncate(4096)
-    os.environ["KVFS_GATE"] = gate.name
+    gate = gate_daemon()
     run(Mount)
+    gate.close()
 
 
 main()
