@@ -894,7 +894,7 @@ statfs_step(struct rq *r)
 		.f_blocks = sp.total / unit,
 		.f_bfree = sp.free / unit,
 		.f_bavail = sp.avail / unit,
-		.f_files = ss.keys + (sp.avail / unit),
+		.f_files = ctl_count_keys(m, &ss) + (sp.avail / unit),
 		.f_ffree = sp.avail / unit,
 		.f_favail = sp.avail / unit,
 		.f_namemax = STORE_KEY_MAX,

@@ -287,7 +287,7 @@ struct kvfs_mount {
 	struct list handles;
 	struct list lock_waiters;
 	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
-	bool root_stored;
+	bool root_stored;            /* they are: the store has a record that is no key */
 	int64_t root_changed;
 	uint64_t lease_ns;  /* the smallest lease the engine has given */
 	struct notifier *notifier;
@@ -473,6 +473,9 @@ void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, str
 void notify_expired(struct kvfs_mount *m, const char *name, uint32_t len, uint64_t ino);
 
 /* ---- ctl.c: the files of .kvfs ---- */
+
+/** How many keys there are: all that the engine counts but the root's own record. */
+uint64_t ctl_count_keys(const struct kvfs_mount *m, const struct store_stats *s);
 
 /** nodeid of a control file, 0: no such name. */
 uint64_t ctl_lookup(const char *name);

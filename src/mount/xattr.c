@@ -353,6 +353,7 @@ root_set_done(struct rq *r)
 		r->state = 2;
 		return root_set(r);
 	}
+	r->m->root_stored |= r->err == 0;
 	return rq_err(r, r->err);
 }
 

@@ -530,5 +530,54 @@ def the_root_directory_has_attributes(m, peer):
     os.chmod(m.path, 0o755)
 
 
+@case
+def the_root_directory_is_no_key():
+    """Its attributes have a record in the store. Nobody who counts or lists keys sees that, on the mount or off it."""
+    own = Mount()
+
+    def counted(keys):
+        own.remount()  # what was found in the store, and not only what has been done since
+        equal((own.stats()["keys"], len(os.listdir(own.path))), (keys, keys), "keys counted, listed")
+        st = os.statvfs(own.path)
+        equal(st.f_files - st.f_ffree, keys, "keys that statfs counts")
+        equal(own.stop(), 0)
+        equal(run_command(KVFSCTL, "stats", own.data).split()[:2], [b"keys", b"%d" % keys], "keys of a data directory")
+        said = run_command(KVFSCTL, "check", own.data).decode()
+        check(": %d key" % keys in said, "check says " + said)
+        own.start()
+
+    def seen(keys):
+        equal(own.stats()["keys"], keys, "keys counted")
+        counted(keys)
+
+    try:
+        seen(0)
+        os.chmod(own.path, 0o711)
+        seen(0)
+        os.utime(own.path, ns=(5, 7))
+        os.setxattr(own.path, "user.mark", b"v")
+        put(own.key("one"), b"1")
+        seen(1)
+        os.removexattr(own.path, "user.mark")
+        seen(1)
+        own.destroy()
+
+        own = Mount()
+        os.setxattr(own.path, "user.mark", b"v")
+        put(own.key("one"), b"1")
+        seen(1)
+        own.stop()
+        dump = os.path.join(own.temp, "dump.tar")
+        for args in ("dump", own.data, dump), ("load", own.data + "2", dump):
+            done = subprocess.run([KVFSCTL, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            check(b"ed 1 keys," in done.stdout, "%s says %s" % (args[0], done.stdout))
+        own.data += "2"
+        own.start()
+        equal(getx(own.path, "user.mark"), b"v", "what the dump has of the root")
+        seen(1)
+    finally:
+        own.destroy()
+
+
 if __name__ == "__main__":
     run(Mount)
