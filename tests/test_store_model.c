@@ -1048,6 +1048,7 @@ run_init(struct run *r, uint64_t seed, struct disk *disk)
 	r->sl.cfg.mode = (enum store_mode)below(r, 3);
 	r->sl.cfg.segment_size = segment_sizes[below(r, 4)];
 	r->sl.cfg.max_buffers = chance(r, 30) ? 64u << 10 : 0;
+	r->sl.cfg.cache = chance(r, 60) ? UINT64_C(64) << (10 + below(r, 5)) : 0;
 	r->sl.cfg.events = (struct store_events){ .arg = r, .expired = on_expired };
 	for (unsigned i = 0; i < KEYS; i++) {
 		struct mkey *k = &r->key[i];

@@ -71,6 +71,7 @@ add_store(struct text *t, uint64_t keys, const struct store_stats *s)
 	ROW(mem_keys);
 	ROW(mem_values);
 	ROW(mem_drafts);
+	ROW(mem_cache);
 	ROW(commits);
 	ROW(batches);
 	ROW(batch_bytes);
@@ -84,6 +85,7 @@ add_store(struct text *t, uint64_t keys, const struct store_stats *s)
 	ROW(metas);
 	ROW(expired);
 	ROW(gets);
+	ROW(cache_hits);
 	ROW(reads);
 	ROW(disk_reads);
 	ROW(read_bytes);

@@ -466,6 +466,7 @@ spawn(struct worker *w)
 	int err;
 
 	sigfillset(&all);
+	sigdelset(&all, SIGBUS); /* base/mapped.h */
 	err = pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (err)
 		return -err;
