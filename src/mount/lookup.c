@@ -19,17 +19,6 @@ entry_reply(struct rq *r, struct node *n, const struct store_attr *a, bool uncac
 	return RQ_DONE;
 }
 
-/* The move that says that this is the second walk of an OPEN of the name, or NULL. */
-static struct move *
-second_walk(const struct rq *r)
-{
-	struct move *mv = move_find(r->m, r->pid, NULL);
-
-	if (mv && (mv->moved || (mv->key->name_len == r->name_len && memcmp(mv->key->name, r->name, r->name_len) == 0)))
-		return mv;
-	return NULL;
-}
-
 /*
  * The node by which the name leads its writer to what he has pending there. His own, unless he shares that with a
  * replacement that has gone over to another name: then one that stands for it.
@@ -73,10 +62,10 @@ lookup_absent(struct rq *r, struct key *k)
 		return entry_reply(r, n, &a, true);
 	}
 	double t = FOREVER_S;
-	struct move *lost = second_walk(r);
+	struct move *lost = move_walk(r);
 
-	if (lost) /* the walk ends here */
-		move_end(m, lost);
+	if (lost) /* the walk ends here, unless the kernel asks once more, and it has come back */
+		move_unpin(m, lost);
 	if (k && (key_has_live_writers(k) || k->closing || k->sharing || k->exclusive))
 		t = 0;
 	if (m->lease_ns != STORE_LEASE_FOREVER && (double)m->lease_ns / 1e9 < t)
@@ -88,13 +77,14 @@ lookup_absent(struct rq *r, struct key *k)
 
 /*
  * The second walk of a thread that an OPEN has sent away: what the name stands for now is kept for it, so that somebody
- * who replaces the key over and over by rename cannot send it away again (the kernel would tell the program ESTALE).
+ * who replaces the key over and over cannot send it away again (the kernel would tell the program ESTALE). Each LOOKUP
+ * does so anew: the kernel makes one or two, perhaps a long time apart, and the last one is what it opens.
  */
 static enum rq_result
 lookup_again(struct rq *r, struct key *k, struct move *lost)
 {
 	struct kvfs_mount *m = r->m;
-	bool writer = lost->writer;
+	bool writer = lost->replaces;
 	struct node *n = writer ? node_new(m, k) : key_node(m, k, r->attr.version);
 
 	if (!n)
@@ -107,7 +97,12 @@ lookup_again(struct rq *r, struct key *k, struct move *lost)
 			node_set_snap(m, n, s, &r->attr);
 		}
 	}
-	move_add(m, r->pid, k, n, writer);
+	struct move *mv = move_add(m, r->pid, k, n, writer);
+
+	if (!mv)
+		return rq_err(r, -ENOMEM);
+	mv->walk = lost->walk;
+	mv->xattr = lost->xattr;
 	move_end(m, lost);
 	attr_overlay(m, k, n, &r->attr);
 	return entry_reply(r, n, &r->attr, true);
@@ -129,22 +124,11 @@ lookup_found(struct rq *r)
 	if (!k)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
-	mv = move_find(m, r->pid, k);
-	/* the way back to one's own unpublished key, or from a key that had ended: there is a committed one now */
-	if (mv && (mv->node->moved || (!mv->writer && !mv->node->snap && mv->node != k->edit_node))) {
-		move_end(m, mv);
-		mv = NULL;
-	}
-	if (mv && mv->writer)
+	mv = move_walk(r);
+	if (mv && mv->writer && mv->key == k && !mv->node->moved)
 		return entry_reply(r, mv->node, &r->attr, true);
-	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
-		return entry_reply(r, mv->node, &mv->node->attr, true);
-	if (r->raw_snap && !mv) {
-		struct move *lost = second_walk(r);
-
-		if (lost)
-			return lookup_again(r, k, lost);
-	}
+	if (mv && r->raw_snap)
+		return lookup_again(r, k, mv);
 	n = key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
@@ -187,7 +171,7 @@ lookup_step(struct rq *r)
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		if (second_walk(r))
+		if (move_walk(r))
 			r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr,
 						 rq_store(r, 1));
 		else

@@ -180,15 +180,22 @@ struct handle {
 	size_t text_len;
 };
 
-/* An OPEN that was answered ESTALE: the same thread's LOOKUPs of that name lead to `node`. */
+/*
+ * An OPEN (or a call for xattrs) that was answered ESTALE: the same thread's LOOKUPs of that name lead to a node that is
+ * kept for it. It must not be sent away again, since the program would be told: this lasts until it has opened or ended.
+ */
 struct move {
 	struct list link;
 	pid_t tid;
-	struct key *key;
+	struct key *key;   /* both NULL: to none (any more) */
 	struct node *node;
-	bool writer;
-	bool moved;    /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
-	int64_t until; /* monotonic ns */
+	bool writer;       /* the node is claimed, else reserved */
+	bool replaces;     /* the OPEN is a replacing writer's */
+	bool moved;        /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
+	bool xattr;        /* no OPEN: a call for xattrs */
+	uint64_t walk;     /* hash of the name that the second walk asks for; 0: not known yet */
+	int64_t until;     /* monotonic ns: so long the version that is kept for a reader is what he gets */
+	int64_t look;      /* monotonic ns: see then whether the thread is still there */
 };
 
 /*
@@ -389,12 +396,22 @@ void turn_end_share(struct rq *r);
 enum rq_result turn_watch(struct rq *r, struct key *k, uint64_t ino, bool *again);
 void turn_end_exclude(struct key *k);
 
-void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
+/** Return: the new one; NULL: no memory. */
+struct move *move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
 /** k NULL: of any key. */
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 /** The thread's move to this node (whose key may have become another since), or NULL. */
 struct move *move_to(struct kvfs_mount *m, pid_t tid, const struct node *n);
+/** The move whose second walk this LOOKUP belongs to, or NULL. Ends those of a walk that has gone elsewhere. */
+struct move *move_walk(struct rq *r);
+/** An OPEN of n by this thread: end those of its moves whose walk does not lead here. */
+void move_check(struct kvfs_mount *m, pid_t tid, const struct node *n);
+/** May what is kept for it be taken for the latest value? */
+bool move_fresh(const struct move *mv);
+/** The walk has found nothing: keep nothing for it. It goes on being one that must not be sent away. */
+void move_unpin(struct kvfs_mount *m, struct move *mv);
 void move_end(struct kvfs_mount *m, struct move *mv);
+/** Forget those whose thread has ended. */
 void move_sweep(struct kvfs_mount *m);
 /**
  * Is this RENAME to be made twice? Return: true: answer ESTALE; false: not needed, or this is the second time (r->walk is
@@ -421,6 +438,8 @@ bool key_has_live_writers(const struct key *k);
 
 /** Do both thread ids belong to one process? `gone`: the opener exists no more. */
 bool proc_same(pid_t opener, pid_t pid, bool *gone);
+/** Has the thread ended? */
+bool proc_gone(pid_t tid);
 /** Is the thread dying from a signal? */
 bool proc_killed(pid_t tid);
 

@@ -17,6 +17,7 @@
 #include "mount/mount.h"
 #include "mount/lockops.h"
 #include "base/diag.h"
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -120,7 +121,7 @@ writer_elsewhere(struct rq *r, struct node *n)
 		return rq_err(r, -ENOMEM);
 	w->hidden = n->hidden;
 	r->m->counters.moves_writer++;
-	move_add(r->m, r->pid, n->key, w, true);
+	(void)move_add(r->m, r->pid, n->key, w, true);
 	return rq_err(r, -ESTALE);
 }
 
@@ -282,7 +283,7 @@ open_elsewhere(struct rq *r, struct key *k)
 	if (!to)
 		return rq_err(r, -ENOMEM);
 	m->counters.moves_reader++;
-	move_add(m, r->pid, k, to, false);
+	(void)move_add(m, r->pid, k, to, false);
 	return rq_err(r, -ESTALE);
 }
 
@@ -298,7 +299,8 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	bool fits;
 
 	/* Readers may have the version that was pinned when they were sent here: it was the latest while they opened. */
-	if (arrived && !edit && !k->edit_node && n->snap && n->version != r->attr.version && n->snap_version == n->version) {
+	if (arrived && move_fresh(mv) && !edit && !k->edit_node && n->snap && n->version != r->attr.version &&
+	    n->snap_version == n->version) {
 		store_snap_close(m->store, r->raw_snap);
 		r->raw_snap = NULL;
 		r->attr = n->attr;
@@ -336,7 +338,7 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
 
 	if (!n->snap || !(n->opens || arrived)) {
 		if (!mv) /* lookup_again() sees to it that this was the last time */
-			move_add(m, r->pid, k, n, false);
+			(void)move_add(m, r->pid, k, n, false);
 		return rq_err(r, -ESTALE);
 	}
 	bool keep = n->opens ? true : n->pages == n->version;
@@ -375,10 +377,12 @@ moved_again(struct rq *r, struct node *n, bool writer)
 		if (writer && !own)
 			(void)writer_elsewhere(r, n);
 		else
-			move_add(m, r->pid, n->key, n, false);
+			(void)move_add(m, r->pid, n->key, n, false);
 		mv = move_find(m, r->pid, n->key);
-		if (mv)
+		if (mv) {
 			mv->moved = true;
+			mv->replaces = writer;
+		}
 	}
 	return false;
 }
@@ -397,7 +401,10 @@ open_step(struct rq *r)
 	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n || (n->moved && !moved_again(r, n, kind == H_REPL)))
+	if (!n)
+		return rq_err(r, -ESTALE);
+	move_check(m, r->pid, n);
+	if (n->moved && !moved_again(r, n, kind == H_REPL))
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 
@@ -647,8 +654,13 @@ create_step(struct rq *r)
 
 	switch (r->state) {
 	case 0:
-		if (!r->key)
+		if (!r->key) {
+			struct move *lost = r->pid ? move_find(m, r->pid, NULL) : NULL;
+
+			if (lost) /* its second walk has found nothing */
+				move_end(m, lost);
 			r->key = key_get(m, r->name, r->name_len);
+		}
 		if (!r->key)
 			return rq_err(r, -ENOMEM);
 		if (key_settle(r, r->key, NULL) == RQ_WAIT)
@@ -936,6 +948,7 @@ release_step(struct rq *r)
 		handle_free(m, h);
 		return rq_err(r, 0);
 	}
+	assert(k);
 	r->key = key_ref(k);
 	handle_free(m, h);
 	r->h = NULL;
