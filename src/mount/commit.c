@@ -202,6 +202,7 @@ publish_committed(struct rq *r)
 	d->cgen = r->version;
 	candidate_end(h);
 	h->published = true;
+	h->as_version = r->commit.out.version;
 	return published(r);
 }
 

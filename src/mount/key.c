@@ -311,6 +311,25 @@ key_has_live_writers(const struct key *k)
 	return !list_empty(&k->writers);
 }
 
+bool
+handle_clean(const struct handle *h)
+{
+	return h->published && h->draft->cgen == h->draft->wgen;
+}
+
+struct handle *
+key_own_unpublished(struct key *k, pid_t pid)
+{
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (!h->cancelled && !handle_clean(h) && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
+}
+
 struct handle *
 key_own_writer(struct key *k, pid_t pid)
 {
@@ -569,6 +588,12 @@ release_settle(struct rq *r)
 	r->barrier.fn = barrier_passed;
 	worker_barrier(&r->barrier);
 	return RQ_WAIT;
+}
+
+enum rq_result
+own_settle(struct rq *r, struct key *k)
+{
+	return key_own_writer(k, r->pid) && !key_own_unpublished(k, r->pid) ? release_settle(r) : RQ_DONE;
 }
 
 /* ---- moves ---- */

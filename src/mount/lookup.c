@@ -192,6 +192,10 @@ lookup_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) {
 			lookup_key(r); /* it may have expired meanwhile, and left what is pending to another */
+			if (r->key && own_settle(r, r->key) == RQ_WAIT) {
+				r->state = 0;
+				return RQ_WAIT;
+			}
 			return lookup_absent(r, r->key);
 		}
 		if (r->err == -EIO) /* damaged: it is there, but cannot be read */
@@ -341,6 +345,18 @@ getattr_frozen(struct rq *r, struct node *n)
 	return attr_reply(r, n, &a, true, NULL);
 }
 
+/* The times that a replacement under way has for its writer. */
+static void
+draft_times(const struct mdraft *d, struct store_attr *a)
+{
+	if (d->have_mtime)
+		a->mtime = d->mtime;
+	else if (d->touched)
+		a->mtime = d->touched;
+	if (d->changed > a->ctime)
+		a->ctime = d->changed;
+}
+
 static enum rq_result
 getattr_step(struct rq *r)
 {
@@ -372,8 +388,14 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		if (!own)
+		if (!own) {
 			own = r->err == -ENOENT || n->hidden ? pending_writer_on(m, n, r->pid) : writer;
+			if (own && handle_clean(own) && (r->err || r->attr.version != own->as_version) &&
+			    release_settle(r) == RQ_WAIT) { /* it may be closed: then it tells nothing any more */
+				r->state = 0;
+				return RQ_WAIT;
+			}
+		}
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -384,12 +406,8 @@ getattr_step(struct rq *r)
 		r->attr.ino = k->ino;
 		if (own) {
 			r->attr.size = store_draft_size(m->store, own->draft->draft);
-			if (own->draft->have_mtime)
-				r->attr.mtime = own->draft->mtime;
-			else if (own->draft->touched)
-				r->attr.mtime = own->draft->touched;
-			if (own->draft->changed > r->attr.ctime)
-				r->attr.ctime = own->draft->changed;
+			if (!handle_clean(own))
+				draft_times(own->draft, &r->attr);
 			enum rq_result res = attr_reply(r, n, &r->attr, true, own);
 
 			if (own->cancelled)
@@ -631,8 +649,12 @@ setattr_attrs(struct rq *r)
 	default:
 		if (r->err && r->err != -ENOENT)
 			return rq_err(r, r->err);
+		if (r->err && own_settle(r, k) == RQ_WAIT) {
+			r->state = 0;
+			return RQ_WAIT;
+		}
 		setattr_translate(r, r->err ? &k->created : &r->attr);
-		own = n->writers ? key_own_writer(k, r->pid) : NULL;
+		own = n->writers ? key_own_unpublished(k, r->pid) : NULL;
 		if (!own && r->err)
 			own = pending_writer_on(m, n, r->pid);
 		if (own && setattr_draft_times(own->draft, &r->commit))
@@ -739,6 +761,8 @@ setattr_size(struct rq *r)
 			enum rq_result res = edit_draft_get(r, k);
 
 			if (res == RQ_WAIT)
+				return RQ_WAIT;
+			if (r->err == -ENOENT && own_settle(r, k) == RQ_WAIT)
 				return RQ_WAIT;
 			if (r->err == -ENOENT && pending_writer_on(m, n, r->pid))
 				r->err = -EBUSY; /* as with open: a new key of one's own is not for edits yet */

@@ -171,6 +171,7 @@ struct handle {
 	bool published, cancelled;
 	bool candidate; /* flushed, with something left to publish, and not written to since: counted in key->candidates */
 	bool dying; /* its last flush came from a process other than its opener that a signal was killing */
+	uint64_t as_version;   /* the version that its last publication got */
 	bool has_if_version;   /* publish only if the key's version is if_version */
 	uint64_t if_version;
 	bool set_expiry;
@@ -433,6 +434,15 @@ enum rq_result release_settle(struct rq *r);
 /** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */
 struct handle *key_own_writer(struct key *k, pid_t pid);
 bool key_has_live_writers(const struct key *k);
+/** All that was written through this replacement has been published. Perhaps it is closed, and its RELEASE on its way. */
+bool handle_clean(const struct handle *h);
+/** The caller's pending replacement on k that has something left to publish, or NULL. */
+struct handle *key_own_unpublished(struct key *k, pid_t pid);
+/**
+ * Nothing is committed under k's name, so what the caller has pending there counts; but if that is published, he may have
+ * closed it. As release_settle().
+ */
+enum rq_result own_settle(struct rq *r, struct key *k);
 
 /* ---- proc.c: what /proc tells of a caller ---- */
 

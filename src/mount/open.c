@@ -437,6 +437,10 @@ open_step(struct rq *r)
 			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
 			struct move *mv = n->moved ? move_to(m, r->pid, n) : NULL;
 
+			if (own && own_settle(r, k) == RQ_WAIT) {
+				r->state = 0;
+				return RQ_WAIT;
+			}
 			if (mv)
 				move_end(m, mv);
 			if (own)
@@ -530,13 +534,16 @@ excl_pending(const struct rq *r, const struct key *k)
 	return false;
 }
 
-/* Is there a replacement of it that may still be published? */
+/* Is there a replacement of it with something that may still be published? */
 static bool
 writers_pending(const struct key *k)
 {
-	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next)
-		if (!list_entry(l, struct handle, of_key)->cancelled)
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (!h->cancelled && !handle_clean(h))
 			return true;
+	}
 	return false;
 }
 

@@ -135,6 +135,10 @@ xattr_load(struct rq *r)
 		if ((r->err == 0 || r->err == -ENOENT) &&
 		    turn_watch(r, k, r->err || r->nodeid == ROOT_NODEID ? 0 : r->attr.ino, &again) == RQ_WAIT)
 			return again ? xattr_load(r) : RQ_WAIT;
+		if (r->err == -ENOENT && r->nodeid != ROOT_NODEID && own_settle(r, k) == RQ_WAIT) {
+			r->state = 0;
+			return RQ_WAIT;
+		}
 		r->state = 2;
 		r->xattr_size = 0;
 		xattr_arrived(r);

@@ -18,8 +18,9 @@ struct gate {
 	_Atomic uint32_t seen;     /* the last change of `released` that has had its effect */
 	_Atomic uint32_t hold_open;    /* n: the n-th OPEN of a key from now on is put aside unseen; 0: none */
 	_Atomic uint32_t open_held;    /* 1: it has come; set to 0, and the gate's thread woken, to let it go on */
-	_Atomic uint32_t hold_release; /* 1: the worker that has taken a RELEASE stops before it looks at it; a futex */
-	_Atomic uint32_t release_held; /* workers that have stopped so */
+	_Atomic uint32_t hold_release; /* 1: the next RELEASE of a key stops the worker that has taken it, until this is set
+					  to 0; meanwhile a number of its own; a futex */
+	_Atomic uint32_t release_held; /* how many have been stopped so */
 	_Atomic uint32_t clock_s;      /* the mount's monotonic clock is so many seconds ahead */
 };
 

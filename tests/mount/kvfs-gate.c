@@ -258,10 +258,12 @@ __wrap_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 void
 __wrap_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	if (gate && atomic_load(&gate->hold_release)) {
+	uint32_t next = 1, own = gate ? atomic_load(&gate->release_held) + 2 : 0;
+
+	if (gate && !ctl_is(ino) && atomic_compare_exchange_strong(&gate->hold_release, &next, own)) {
 		atomic_fetch_add(&gate->release_held, 1);
-		while (atomic_load(&gate->hold_release))
-			futex_wait(&gate->hold_release, 1);
+		while (atomic_load(&gate->hold_release) == own)
+			futex_wait(&gate->hold_release, own);
 	}
 	__real_op_release(req, ino, fi);
 }
