@@ -117,6 +117,7 @@ struct key {
 	uint8_t *created_xattrs;
 	uint32_t created_xattr_size;
 	unsigned publishing;  /* commits of replacements under way: edits are not committed on top of them */
+	bool deciding;        /* the one under way has a condition: it is alone */
 	bool need_sync;       /* something was committed without a flush since the last one */
 	/* Turns: publications and attribute changes share, unlink and rename exclude. */
 	unsigned sharing;

@@ -615,10 +615,15 @@ create_edit_commit(struct rq *r, struct key *k)
 		c->set |= STORE_SET_EXPIRY;
 		c->attr.expires = now_ns() + m->cfg.default_ttl_ns;
 	}
+	if (k->deciding) { /* somebody puts if absent */
+		store_draft_free(m->store, d);
+		return rq_park(r, &k->turn_waiters);
+	}
 	if (turn_share(r, k) == RQ_WAIT) {
 		store_draft_free(m->store, d);
 		return RQ_WAIT;
 	}
+	k->publishing++; /* and nobody may do so now */
 	r->err = store_commit(m->store, c, rq_store(r, 2));
 	return r->err == STORE_PENDING ? RQ_WAIT : RQ_DONE;
 }
@@ -701,8 +706,10 @@ create_step(struct rq *r)
 		}
 		/* fallthrough */
 	case 2:
-		turn_end_share(r);
 		made = r->commit.draft != NULL;
+		if (made && --r->turn->publishing == 0)
+			rq_resume_all(&r->turn->turn_waiters);
+		turn_end_share(r);
 		if (made) {
 			store_draft_free(m->store, r->commit.draft);
 			r->commit.draft = NULL;
