@@ -724,9 +724,13 @@ truncate_end(struct rq *r)
 		k->edit_node = k->edit ? k->edit_node : NULL;
 		return setattr_size_committed(r);
 	}
-	if (k->edit_node && k->edit_node->nodeid != r->nodeid) {
+	if (k->edit_node && k->edit_node->nodeid != r->nodeid && !r->flag2) {
+		/* Waited for: a GETATTR that it overtakes is ignored by the kernel. */
 		k->edit_node->ksize = -1;
-		notify_inval_node(m, k->edit_node->nodeid, true, NULL);
+		r->flag2 = true;
+		r->step = truncate_end;
+		notify_inval_node(m, k->edit_node->nodeid, true, r);
+		return RQ_WAIT;
 	}
 	return k->edit_node ? editor_gone_start(r, setattr_size_committed) : setattr_size_committed(r);
 }

@@ -144,6 +144,7 @@ struct node {
 	uint64_t version;  /* of its content while it is open or reserved */
 	uint64_t told;     /* of all attributes that the kernel was told of late; 0: none, or of a value being written */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
+	bool filled;       /* since they were dropped last the kernel has read some, or written whole ones */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
 	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
@@ -250,6 +251,7 @@ struct rq {
 	unsigned tries;
 	enum store_sync sync;
 	bool snap_asked;   /* edit_draft_get: it waits for the committed value */
+	bool misplaced;    /* WRITE: an append whose place is not what the kernel believed */
 	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
 	struct rename_walk walk; /* ... and this was known of the first */
