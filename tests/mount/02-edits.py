@@ -51,6 +51,43 @@ def edits_closed_during_a_replacement_do_not_undo_it(m, peer):
 
 
 @case
+def append_beside_a_replacement_is_read_whole(m, peer):
+    """
+    The kernel puts such an append at the end of the value before. A notification that would put that right can overtake a
+    GETATTR, whose size the kernel then ignores: so there is none where it is not needed.
+    """
+    k = m.key("append-beside")
+    put(k, b"0123456789")
+    fd = os.open(k, os.O_RDWR | os.O_APPEND)
+    for n in range(20):
+        new = b"%d" % (n % 10) * (20 if n % 2 else 6)
+        peer.put(k, new)
+        before = m.stats()["notified"]
+        os.write(fd, b"abc")
+        for off in (0, 8, 13, len(new) + 1):
+            equal(os.pread(fd, 100, off), (new + b"abc")[off:], "from %d on" % off)
+        equal(m.stats()["notified"], before, "notifications")
+    os.close(fd)
+    equal(get(k), new + b"abc")
+
+
+@case
+def append_beside_a_replacement_over_pages_that_were_read(m, peer):
+    k = m.key("append-beside-read")
+    put(k, b"0123456789")
+    fd = os.open(k, os.O_RDWR | os.O_APPEND)
+    for size in (20, 400, 5000, 9000):
+        peer.put(k, b"n" * size)
+        equal(os.pread(fd, 2, 0), b"nn", "read within the size before")
+        before = m.stats()["notified"]
+        os.write(fd, b"abc")
+        until(10, lambda: m.stats()["notified"] > before, "the pages are dropped")
+        for who in (get, peer.get):
+            equal(who(k), b"n" * size + b"abc")
+    os.close(fd)
+
+
+@case
 def truncate_by_name_is_seen_by_open_readers(m, peer):
     k = m.key("trunc-name")
     put(k, b"x" * 20000)

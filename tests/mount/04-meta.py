@@ -182,6 +182,19 @@ def a_replacement_shows_its_writer_when_it_was_written(m, peer):
 
 
 @case
+def times_set_after_a_publication_are_kept(m, peer):
+    k = m.key("times-published")
+    fd = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, b"v")
+    os.fsync(fd)
+    os.utime(fd, ns=(10 ** 18, 10 ** 18))
+    equal(os.fstat(fd).st_mtime_ns, 10 ** 18, "mtime by fstat")
+    os.close(fd)
+    for who in (os, peer.os):
+        equal(who.stat(k).st_mtime_ns, 10 ** 18, "mtime")
+
+
+@case
 def utimensat_now_and_omit(m, peer):
     k = m.key("utimensat")
     put(k, b"v")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """
-lib_gate.py - the daemon whose flushes are held back until the test lets them go (kvfs-gate.c), seen from python.
-
-gate_daemon() makes every mount of the script one of those; it must be called before the first. The gate is open then.
+lib_gate.py - a mount of kvfs-gate, whose flushes, OPENs and RELEASEs end or begin when the test lets them, and whose clock
+can be set ahead (gate.h). So what else takes luck or a slow machine can be made to happen.
 """
 import ctypes
 import mmap
@@ -11,45 +10,68 @@ import struct
 import tempfile
 
 import lib
-from lib import BUILD, TEST_DIR, libc
 
-FUTEX_WAKE = 1
-SYS_FUTEX = {"x86_64": 202}.get(os.uname().machine, 98)
-CLOSED, BEGUN, HELD, RELEASED, ENDED = range(0, 20, 4)  # struct gate in gate.h
+FUTEX = 202
+FIELDS = ("closed", "begun", "held", "released", "ended", "seen", "hold_open", "open_held", "hold_release", "release_held",
+          "clock_s")
 
 
-def gate_daemon():
-    """Return: the file that the gate lives in, for as long as it is kept."""
-    lib.KVFS = BUILD + "/tests/mount/kvfs-gate"
-    gate = tempfile.NamedTemporaryFile(prefix="kvfs-gate-", dir=TEST_DIR)
-    gate.truncate(4096)
-    os.environ["KVFS_GATE"] = gate.name
-    return gate
+def run():
+    """As lib.run(), with mounts of kvfs-gate."""
+    lib.KVFS = lib.BUILD + "/tests/mount/kvfs-gate"
+    file = tempfile.NamedTemporaryFile(prefix="kvfs-gate-", dir=lib.TEST_DIR)
+    file.truncate(4096)
+    os.environ["KVFS_GATE"] = file.name
+    lib.run(lib.Mount)
 
 
 class Gate:
-    """The gate of the running daemon."""
+    """What the daemon and the test share, field by field; open again at the end of a `with`."""
 
     def __init__(self):
-        self.file = open(os.environ["KVFS_GATE"], "r+b")
-        self.words = mmap.mmap(self.file.fileno(), 20)
+        file = open(os.environ["KVFS_GATE"], "r+b")
+        self.words = mmap.mmap(file.fileno(), 4 * len(FIELDS))
+        file.close()
 
-    def word(self, at):
-        return struct.unpack_from("=I", self.words, at)[0]
+    def get(self, field):
+        return struct.unpack_from("=I", self.words, 4 * FIELDS.index(field))[0]
+
+    def set(self, field, value):
+        struct.pack_into("=I", self.words, 4 * FIELDS.index(field), value)
+
+    def wake(self, field):
+        word = ctypes.c_uint32.from_buffer(self.words, 4 * FIELDS.index(field))
+        lib.libc.syscall(FUTEX, ctypes.c_void_p(ctypes.addressof(word)), 1, 1 << 30, None, None, 0)  # FUTEX_WAKE
 
     def held(self):
-        """How many flushes are held back."""
-        return self.word(HELD)
+        return self.get("held")
 
     def close(self):
-        struct.pack_into("=I", self.words, CLOSED, 1)
-
-    def let_go(self):
-        """One flush; the gate stays closed."""
-        struct.pack_into("=I", self.words, RELEASED, self.word(RELEASED) + 1)
-        address = ctypes.addressof(ctypes.c_uint32.from_buffer(self.words, RELEASED))
-        libc.syscall(SYS_FUTEX, ctypes.c_void_p(address), FUTEX_WAKE, 1, None, None, 0)
+        # What let flushes go before must not let go the next one.
+        lib.until(20, lambda: self.get("seen") == self.get("released"), "the gate has been open")
+        self.set("closed", 1)
 
     def open(self):
-        struct.pack_into("=I", self.words, CLOSED, 0)
+        self.set("closed", 0)
         self.let_go()
+
+    def let_go(self):
+        """One flush that is held; the gate stays closed."""
+        self.set("released", self.get("released") + 1)
+        self.wake("released")
+
+    def let_open_go(self):
+        self.set("hold_open", 0)
+        self.set("open_held", 0)
+        self.open()
+
+    def let_release_go(self):
+        self.set("hold_release", 0)
+        self.wake("hold_release")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.let_open_go()
+        self.let_release_go()

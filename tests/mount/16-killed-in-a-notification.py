@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """
-15-killed-in-a-notification.py - SIGKILL of a daemon of which one thread waits in the kernel: it has told the kernel to
+16-killed-in-a-notification.py - SIGKILL of a daemon of which one thread waits in the kernel: it has told the kernel to
 forget something that a program has locked, and that program waits for an answer of the daemon. Such a thread cannot die,
 and with it /dev/fuse stays open; the helper has the kernel end the connection, so that everybody goes on.
 
@@ -13,7 +13,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import *  # noqa: E402,F403
-from lib_gate import Gate, gate_daemon  # noqa: E402
+import lib_gate  # noqa: E402
+from lib_gate import Gate  # noqa: E402
 
 CONTROL = b"/sys/fs/fuse/connections"
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
@@ -188,8 +189,10 @@ def while_it_waits_for_a_page(m):
 @case
 def while_another_kvfs_has_its_place(m):
     """A daemon that is killed while it stops, with its mount gone: the next one there, with the same number, is left alone."""
-    m.remount("sync=never")
+    m.remount("sync=fsync")
     number = os.stat(m.path).st_dev
+    with open(m.key("flushed"), "w") as f:
+        os.fsync(f.fileno())
     gate = Gate()
     gate.close()
     put(m.key("dirty"), b"v")
@@ -213,9 +216,7 @@ def while_another_kvfs_has_its_place(m):
 
 def main():
     own_mounts()
-    gate = gate_daemon()
-    run(Mount)
-    gate.close()
+    lib_gate.run()
 
 
 main()
