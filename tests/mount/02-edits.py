@@ -24,8 +24,7 @@ APPEND_NEW = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 @case
 def edits_closed_during_a_replacement_do_not_undo_it(m, peer):
-    own = Mount("sync=always")
-    try:
+    with Mount("sync=always") as own:
         k = own.key("void")
         for n in range(100 if QUICK else 400):
             put(k, b"old")
@@ -46,8 +45,6 @@ def edits_closed_during_a_replacement_do_not_undo_it(m, peer):
             equal(get(k), value, "after the replacement's fsync, round %d" % n)
             os.close(fd)
             equal(peer.get(k), value)
-    finally:
-        own.destroy()
 
 
 @case
@@ -810,8 +807,7 @@ def sqlite3_two_processes_from_nothing(m, peer):
 @case
 def reader_beside_an_editor_keeps_what_he_has_left(m, peer):
     """The editor has closed; a replacement that is published before his RELEASE has been worked off takes nothing back."""
-    own = Mount("sync=always")
-    try:
+    with Mount("sync=always") as own:
         for turn in range(20 if QUICK else 60):
             k = own.key("beside-%d" % turn)
             put(k, b"before")
@@ -823,14 +819,11 @@ def reader_beside_an_editor_keeps_what_he_has_left(m, peer):
             equal(os.read(reader, 100), b"edited", "the reader's value")
             equal(get(k), b"", "the published value")
             os.close(reader)
-    finally:
-        own.destroy()
 
 
 @case
 def own_replacement_is_not_shown_to_ones_reader(m, peer):
-    own = Mount("sync=always")
-    try:
+    with Mount("sync=always") as own:
         for turn in range(20 if QUICK else 60):
             k = own.key("own-%d" % turn)
             fd = peer.os.open(k, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -842,8 +835,6 @@ def own_replacement_is_not_shown_to_ones_reader(m, peer):
             equal((os.fstat(reader).st_size, os.read(reader, 100)), (0, b""), "size and value")
             os.close(reader)
             os.close(fd)
-    finally:
-        own.destroy()
 
 
 if __name__ == "__main__":

@@ -383,11 +383,8 @@ def same_tree(a, b, what):
 
 def with_mount(function):
     """A mount of its own: the whole directory is copied."""
-    own = Mount()
-    try:
+    with Mount() as own:
         function(own)
-    finally:
-        own.destroy()
 
 
 @case
@@ -480,8 +477,7 @@ def as_nobody(function, *args):
 @case
 def permissions_are_honoured():
     need_root()
-    own = Mount("allow_other")
-    try:
+    with Mount("allow_other") as own:
         secret, shown, theirs = own.key("secret"), own.key("shown"), own.key("theirs")
         put(secret, b"s", 0o600)
         os.chmod(secret, 0o600)
@@ -513,8 +509,6 @@ def permissions_are_honoured():
         os.chmod(own.path, 0o755)
         as_nobody(lambda: expect(errno.EACCES, os.open, own.key("new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
         as_nobody(lambda: expect(errno.EACCES, os.unlink, theirs))
-    finally:
-        own.destroy()
 
 
 @case

@@ -464,7 +464,7 @@ case_check_of_what_is_no_store()
 
 case_dump_and_load_are_fast()
 {
-	local t0 t1 n=20000
+	local n=20000
 	need_engine
 	[ -z "$QUICK" ] || skip "a sanitizer build"
 	python3 - "$T/many.tar" $n << 'END'

@@ -330,7 +330,10 @@ def need_root():
 # ---- a mount ----
 
 class Mount:
-    """A store and a mount of its own in a temporary directory, with the daemon in the foreground as our child."""
+    """
+    A store and a mount of its own in a temporary directory, with the daemon in the foreground as our child; gone at the end
+    of a `with`.
+    """
     all = []
 
     def __init__(self, options="", base=None):
@@ -472,6 +475,12 @@ class Mount:
             if len(words) == 2 and re.fullmatch(r"[0-9]+", words[1]):
                 out[words[0]] = int(words[1])
         return out
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
 
     def destroy(self):
         if self in Mount.all:
