@@ -577,7 +577,7 @@ def the_root_directory_is_no_key():
         dump = os.path.join(own.temp, "dump.tar")
         for args in ("dump", own.data, dump), ("load", own.data + "2", dump):
             done = subprocess.run([KVFSCTL, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-            check(b"ed 1 keys," in done.stdout, "%s says %s" % (args[0], done.stdout))
+            check(b"ed 1 key," in done.stdout, "%s says %s" % (args[0], done.stdout))
         own.data += "2"
         own.start()
         equal(getx(own.path, "user.mark"), b"v", "what the dump has of the root")

@@ -259,11 +259,23 @@ case_no_offline_command_while_mounted()
 	for c in check dump load stats; do
 		status 1 ctl $c "$D"
 		says "$(kv_pid)"
+		says "unmount it first: umount $M"
 	done > "$T/dump-to-nowhere"
 	status 1 ctl check "$M"
 	says "is a mounted store"
 	status 1 ctl get "$D" k
 	says "is a data directory"
+}
+
+case_plan_says_what_is_missing()
+{
+	status 2 ctl plan
+	says "the number of keys is missing"
+	status 2 ctl plan --keys 1M --value-size 100
+	says "the size of a key is missing"
+	status 2 ctl plan --keys 1M --key-size 16
+	says "the size of a value is missing"
+	status 0 ctl plan --keys 1M --key-size 16 --value-size 0
 }
 
 # From here on not mounted.
