@@ -267,6 +267,20 @@ case_no_offline_command_while_mounted()
 	says "is a data directory"
 }
 
+case_options_that_are_none_are_named()
+{
+	status 2 ctl get "$M" -dash
+	says "get: unknown option -d"
+	status 2 ctl put --if-absent -xyz "$M" k
+	says "put: unknown option -x"
+	status 2 ctl info --json=yes "$M" k
+	says "info: unknown or ambiguous option --json=yes"
+	status 2 ctl info --nothing "$M" k
+	says "info: unknown or ambiguous option --nothing"
+	status 2 ctl put --if-version
+	says "put: option --if-version needs a value"
+}
+
 case_plan_says_what_is_missing()
 {
 	status 2 ctl plan
