@@ -397,6 +397,19 @@ mount_for_us(void *arg)
 	return rc;
 }
 
+/* In the helper. */
+static int
+open_abort_for_us(void *arg)
+{
+	const struct app *a = arg;
+	int fd = mountpoint_open_abort(a->mountpoint);
+
+	if (fd < 0)
+		diag_debug("the FUSE control file system (/sys/fs/fuse/connections) is out of reach: %s; should this daemon be killed"
+			   " while a thread of it waits in the kernel, umount -f is what ends it", strerror(-fd));
+	return fd;
+}
+
 static int
 unmount_for_us(void *arg)
 {
@@ -418,7 +431,9 @@ unmount_by_helper(void *arg)
 static int
 enter_sandbox(struct app *a)
 {
-	struct helper_ops ops = {.mount = mount_for_us, .unmount = unmount_for_us, .arg = a};
+	struct helper_ops ops = {
+		.mount = mount_for_us, .unmount = unmount_for_us, .open_abort = open_abort_for_us, .arg = a
+	};
 	struct sandbox_config cfg = {.data = a->data, .readonly = a->cfg.ro, .strict = a->cfg.sandbox == CONFIG_SANDBOX_YES};
 	char note[128], err[DIAG_LINE_MAX];
 	int rc;

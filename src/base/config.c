@@ -611,7 +611,7 @@ config_load(struct config *c, const char *path, const char *mountpoint, char *er
 	l.file = fopen(path, "re");
 	if (!l.file) {
 		bad = errno;
-		say(err, cap, "%s: %s", path, strerror(bad));
+		say(err, cap, "configuration %s: %s", path, strerror(bad));
 		return -bad;
 	}
 	bad = ini_parse_stream(read_line, &l, take_pair, &l);

@@ -192,8 +192,12 @@ plan_compute(const struct plan_input *in, struct plan *out, const char **why)
 	*why = NULL;
 	if (!in->keys)
 		*why = "the number of keys is missing";
-	else if (!in->key_size || in->key_size > 1024)
+	else if (!in->key_size)
+		*why = "the size of a key is missing";
+	else if (in->key_size > 1024)
 		*why = "a key has 1 to 1024 bytes";
+	else if (in->value_size == PLAN_MISSING)
+		*why = "the size of a value is missing";
 	else if (in->value_size > UINT64_C(1) << 40)
 		*why = "a value has at most 1 TiB";
 	else if (!in->writers)
@@ -385,6 +389,7 @@ run_plan(int argc, char **argv)
 	int c, rc;
 
 	plan_defaults(&in);
+	in.value_size = PLAN_MISSING; /* 0 is a size */
 	while ((c = ctl_getopt(&ctl_plan, argc, argv, ":h", longs, &rc)) != -1) {
 		if (c == -2)
 			return rc;

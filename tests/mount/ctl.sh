@@ -259,11 +259,37 @@ case_no_offline_command_while_mounted()
 	for c in check dump load stats; do
 		status 1 ctl $c "$D"
 		says "$(kv_pid)"
+		says "unmount it first: umount $M"
 	done > "$T/dump-to-nowhere"
 	status 1 ctl check "$M"
 	says "is a mounted store"
 	status 1 ctl get "$D" k
 	says "is a data directory"
+}
+
+case_options_that_are_none_are_named()
+{
+	status 2 ctl get "$M" -dash
+	says "get: unknown option -d"
+	status 2 ctl put --if-absent -xyz "$M" k
+	says "put: unknown option -x"
+	status 2 ctl info --json=yes "$M" k
+	says "info: unknown or ambiguous option --json=yes"
+	status 2 ctl info --nothing "$M" k
+	says "info: unknown or ambiguous option --nothing"
+	status 2 ctl put --if-version
+	says "put: option --if-version needs a value"
+}
+
+case_plan_says_what_is_missing()
+{
+	status 2 ctl plan
+	says "the number of keys is missing"
+	status 2 ctl plan --keys 1M --value-size 100
+	says "the size of a key is missing"
+	status 2 ctl plan --keys 1M --key-size 16
+	says "the size of a value is missing"
+	status 0 ctl plan --keys 1M --key-size 16 --value-size 0
 }
 
 # From here on not mounted.
@@ -464,7 +490,7 @@ case_check_of_what_is_no_store()
 
 case_dump_and_load_are_fast()
 {
-	local t0 t1 n=20000
+	local n=20000
 	need_engine
 	[ -z "$QUICK" ] || skip "a sanitizer build"
 	python3 - "$T/many.tar" $n << 'END'
