@@ -45,13 +45,13 @@ store_now(const struct log_store *s)
 bool
 store_memory_full(struct log_store *s, uint64_t bytes)
 {
-	uint64_t table, keys;
+	uint64_t table, keys, max = s->cfg.max_memory;
 
-	if (!s->cfg.max_memory)
+	if (!max)
 		return false;
 	index_memory(s->ix, &table, &keys);
-	return table + keys + value_memory_total() + atomic_load_explicit(&s->draft_mem, memory_order_relaxed) + bytes >
-	       s->cfg.max_memory;
+	bytes += table + keys + value_memory_total() + atomic_load_explicit(&s->draft_mem, memory_order_relaxed);
+	return bytes - index_idle(s->ix) > max || bytes > max + max / 4;
 }
 
 void
