@@ -546,6 +546,36 @@ drafts_share_one_cap_of_memory(void **state)
 	free(p);
 }
 
+/* Where little memory is allowed, buffers have a part of it only: writers go on instead of being refused. */
+static void
+drafts_leave_half_of_max_memory(void **state)
+{
+	struct sl *sl = *state;
+	struct store_draft *d[12];
+	struct store_commit c = { 0 };
+	char *p = pattern(1000000, 5), key[8];
+	struct store_stats st;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.max_buffers = 0;
+	sl->cfg.max_memory = 8 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (int i = 0; i < 12; i++) {
+		assert_int_equal(store_draft_new(sl->st, NULL, &d[i]), 0);
+		assert_int_equal(sl_draft_write(sl, d[i], 0, p, 1000000), 0);
+		store_get_stats(sl->st, &st);
+		assert_true(st.mem_drafts <= 4 * MIB + 64 * KIB);
+	}
+	for (int i = 0; i < 12; i++) {
+		snprintf(key, sizeof(key), "k%d", i);
+		assert_int_equal(sl_commit(sl, key, STORE_REPLACE, d[i], &c), 0);
+		store_draft_free(sl->st, d[i]);
+		check_value(sl, key, p, 1000000);
+	}
+	check_accounts(sl);
+	free(p);
+}
+
 static void
 scattered_tiny_edits_keep_the_list_of_extents_short(void **state)
 {
@@ -1424,6 +1454,7 @@ main(void)
 		T(a_replacement_is_published_again_whole),
 		T(random_writes_to_a_draft_read_back),
 		T(drafts_share_one_cap_of_memory),
+		T(drafts_leave_half_of_max_memory),
 		T(scattered_tiny_edits_keep_the_list_of_extents_short),
 		T(snaps_stay_what_they_are),
 		T(rename_moves_everything_but_the_name),

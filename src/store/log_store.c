@@ -628,6 +628,8 @@ config_defaults(struct store_config *c)
 		c->max_value = UINT64_C(1) << 30;
 	if (!c->max_buffers)
 		c->max_buffers = UINT64_C(256) << 20;
+	if (c->max_memory && c->max_buffers > c->max_memory / 2)
+		c->max_buffers = c->max_memory / 2; /* writers write through, where they would be refused */
 	if (!c->compact_percent)
 		c->compact_percent = 50;
 	if (!c->checkpoint_bytes)

@@ -144,7 +144,7 @@ assert count <= sum(name[0] != "." for name in os.listdir(".")) <= count + 1
 END
 }
 
-# 80 MiB of memory, buffers and index included: 100 MiB of values go through.
+# 80 MiB of memory, buffers and index included: 100 MiB of values go through, and 90 MB in 100 handles that are open at once.
 case_memory_cgroup()
 {
 	local n
@@ -157,6 +157,18 @@ case_memory_cgroup()
 	for n in 1 5 10; do
 		head -c 10000000 < <(yes "$n") | cmp -s - "$M/big-$n" || fail "big-$n"
 	done
+	python3 - "$M" 2> "$T/said.py" << 'END' || fail "100 open handles: $(tail -n 1 "$T/said.py")"
+import os, sys
+names = [os.path.join(sys.argv[1], "open-%d" % n) for n in range(100)]
+fds = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in names]
+for n, fd in enumerate(fds):
+    assert os.write(fd, bytes([n]) * 900000) == 900000
+for fd in fds:
+    os.close(fd)
+for n, name in enumerate(names):
+    with open(name, "rb") as f:
+        assert f.read() == bytes([n]) * 900000, name
+END
 	equal "$(oom_kills)" 0 "processes killed"
 	kv_umount || fail "kvfs ended with $?"
 	group_ends
