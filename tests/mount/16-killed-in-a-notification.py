@@ -110,7 +110,11 @@ class Detached:
         self.pid = pid
 
     def poll(self):
-        return None if os.path.exists("/proc/%d" % self.pid) else 0
+        try:
+            with open("/proc/%d/stat" % self.pid) as f:
+                return 0 if f.read().rsplit(")", 1)[1].split()[0] == "Z" else None  # who should wait for it may be slow
+        except FileNotFoundError:
+            return 0
 
     def kill(self):
         if self.poll() is None:
