@@ -401,6 +401,11 @@ END
 	grep -q damaged "$T/msg" || fail "$(cat "$T/msg")"
 	status 1 ctl load "$T/other" /etc/passwd
 	says "no tar header"
+	echo "no archive" > "$T/short"
+	status 1 ctl load "$T/other" "$T/short"
+	says "does not begin as a tar archive"
+	status 1 ctl load "$T/other" /dev/null
+	says "it is empty"
 	rm -rf "$T/other" "$T/cut.tar" "$T/bad.tar"
 }
 
