@@ -626,6 +626,7 @@ main(int argc, char **argv)
 		goto out_free;
 	}
 	umask(077);
+	resources_keep_memory();
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of a write, not the end of us */
 	if (!a.cl.foreground && !a.cl.fake) {

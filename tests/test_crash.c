@@ -5,7 +5,8 @@
  *   test_crash                                     the tests of `make check`
  *   test_crash --campaign [seeds [points [images]]]  every workload; KVFS_CRASH_JOBS processes (2)
  *   test_crash --replay WORKLOAD SEED [POINT IMAGE]  CX_VERBOSE=1 shows the engine's messages, CX_PLANT=name plants a bug;
- *                                                  the workload "threads" is not repeatable to the byte
+ *                                                  the workload "threads" is not repeatable to the byte; for it
+ *                                                  the two are the number of calls (200) and of points (1000)
  *   test_crash --planted                           every planted bug: which are caught, and after how many states
  *
  * KVFS_CRASH_SEED: the first seed (1). Layer: tests.
@@ -280,7 +281,8 @@ replay(int argc, char **argv)
 	uint64_t n;
 
 	if (!wl || argc < 4) {
-		fprintf(stderr, "usage: test_crash --replay WORKLOAD SEED [POINT IMAGE]\nworkloads:");
+		fprintf(stderr, "usage: test_crash --replay WORKLOAD SEED [POINT IMAGE] | --replay threads SEED [CALLS POINTS]\n"
+				"workloads:");
 		for (unsigned i = 0; i < cx_nworkloads; i++)
 			fprintf(stderr, " %s", cx_workloads[i].name);
 		fprintf(stderr, "\n");
@@ -289,7 +291,8 @@ replay(int argc, char **argv)
 	cx_on_fail = stop_replay;
 	cx_plant_set(getenv("CX_PLANT"));
 	if (!strcmp(argv[2], "threads")) {
-		n = cx_threads(strtoull(argv[3], NULL, 10), 200, 1000);
+		n = cx_threads(strtoull(argv[3], NULL, 10), argc > 4 ? (unsigned)atoi(argv[4]) : 200,
+			       argc > 5 ? (unsigned)atoi(argv[5]) : 1000);
 		printf("%" PRIu64 " states after a crash: all as they may be\n", n);
 		return 0;
 	}

@@ -254,6 +254,36 @@ drafts_share_one_cap_of_memory(void **state)
 	free(p);
 }
 
+/* Where little memory is allowed, buffers have a part of it only: writers go on instead of being refused. */
+static void
+drafts_leave_half_of_max_memory(void **state)
+{
+	struct sl *sl = *state;
+	struct store_draft *d[12];
+	struct store_commit c = { 0 };
+	char *p = pattern(1000000, 5), key[8];
+	struct store_stats st;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.max_buffers = 0;
+	sl->cfg.max_memory = 8 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (int i = 0; i < 12; i++) {
+		assert_int_equal(store_draft_new(sl->st, NULL, &d[i]), 0);
+		assert_int_equal(sl_draft_write(sl, d[i], 0, p, 1000000), 0);
+		store_get_stats(sl->st, &st);
+		assert_true(st.mem_drafts <= 4 * MIB + 64 * KIB);
+	}
+	for (int i = 0; i < 12; i++) {
+		snprintf(key, sizeof(key), "k%d", i);
+		assert_int_equal(sl_commit(sl, key, STORE_REPLACE, d[i], &c), 0);
+		store_draft_free(sl->st, d[i]);
+		check_value(sl, key, p, 1000000);
+	}
+	check_accounts(sl);
+	free(p);
+}
+
 static void
 scattered_tiny_edits_keep_the_list_of_extents_short(void **state)
 {
@@ -653,6 +683,43 @@ the_memory_limit_refuses_new_keys(void **state)
 	check_value(sl, "some key 8", "x", 1);
 }
 
+/* The index keeps what it once took, in pieces: what deleted keys had there is room for new ones, of other lengths too. */
+static void
+deleted_keys_make_room_below_the_memory_limit(void **state)
+{
+	struct sl *sl = *state;
+	struct store_stats st;
+	char key[64];
+	int r = 0, full, n;
+
+	assert_int_equal(sl_close(sl), 0);
+	sl->cfg.max_memory = 3 * MIB;
+	assert_int_equal(sl_open(sl), 0);
+	for (full = 0; !r; full++) {
+		snprintf(key, sizeof(key), "some key %06d", full);
+		r = sl_put(sl, key, "x", 1);
+	}
+	assert_int_equal(r, -ENOSPC);
+	for (n = 0; n < full / 2; n++) {
+		snprintf(key, sizeof(key), "some key %06d", 2 * n);
+		(void)sl_remove(sl, key);
+	}
+	for (n = 0; n < full / 4; n++) {
+		snprintf(key, sizeof(key), "other key %06d", n);
+		assert_int_equal(sl_put(sl, key, "y", 1), 0);
+	}
+	for (r = 0, n = 0; !r; n++) {
+		snprintf(key, sizeof(key), "a key that is of another length %06d", n);
+		r = sl_put(sl, key, "z", 1);
+	}
+	assert_int_equal(r, -ENOSPC);
+	assert_true(n > full / 20);
+	store_get_stats(sl->st, &st);
+	assert_true(st.mem_index + st.mem_keys <= 3 * MIB + 3 * MIB / 4);
+	check_value(sl, "some key 000001", "x", 1);
+	check_value(sl, "other key 000001", "y", 1);
+}
+
 /* ---- the calling convention ---- */
 
 static void
@@ -839,6 +906,7 @@ main(void)
 		T(a_replacement_is_published_again_whole),
 		T(random_writes_to_a_draft_read_back),
 		T(drafts_share_one_cap_of_memory),
+		T(drafts_leave_half_of_max_memory),
 		T(scattered_tiny_edits_keep_the_list_of_extents_short),
 		T(compaction_bounds_the_log),
 		T(compaction_never_brings_deleted_keys_back),
@@ -849,6 +917,7 @@ main(void)
 		T(damaged_data_of_a_large_value_answers_eio),
 		T(a_full_quota_refuses_writes_and_lets_deletes_make_room),
 		T(the_memory_limit_refuses_new_keys),
+		T(deleted_keys_make_room_below_the_memory_limit),
 		T(durable_commits_end_later_and_in_order),
 		T(operations_on_one_key_keep_their_order),
 		T(writes_during_a_pending_commit_are_not_part_of_it),

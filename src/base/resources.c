@@ -6,7 +6,7 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <stdbool.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,25 +15,33 @@
 
 #define CGROUP_ROOT "/sys/fs/cgroup"
 
-/* The path of our control group (version 2) below its root: "" or "/a/b". Return: whether there is one. */
-static bool
-read_cgroup(char *buf, size_t cap)
+/*
+ * The path of our control group below the root of its hierarchy, "" or "/a/b": in version 2's (`controller` is "", as
+ * in /proc/self/cgroup), or in that of one of version 1's controllers. "" as well if there is no such hierarchy.
+ */
+static void
+own_group(const char *controller, char *buf, size_t cap)
 {
 	FILE *f = fopen("/proc/self/cgroup", "re");
-	char line[PATH_MAX - 128];
-	bool found = false;
+	char line[PATH_MAX - 128], *name, *path;
 
+	buf[0] = '\0';
 	if (!f)
-		return false;
-	while (!found && fgets(line, sizeof(line), f)) {
-		if (strncmp(line, "0::/", 4) != 0)
-			continue;
+		return;
+	while (fgets(line, sizeof(line), f)) { /* number:controller:path */
 		line[strcspn(line, "\n")] = '\0';
-		snprintf(buf, cap, "%s", strcmp(line + 3, "/") == 0 ? "" : line + 3);
-		found = true;
+		name = strchr(line, ':');
+		path = name ? strchr(name + 1, ':') : NULL;
+		if (!path)
+			continue;
+		*path++ = '\0';
+		if (strcmp(name + 1, controller) != 0)
+			continue;
+		if (strcmp(path, "/") != 0)
+			snprintf(buf, cap, "%s", path);
+		break;
 	}
 	fclose(f);
-	return found;
 }
 
 /* The number in a file, or UINT64_MAX when there is none ("max", or no such file). */
@@ -64,19 +72,21 @@ least(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* The least limit of our group and of those above it. */
+/*
+ * The least limit of our group and of those above it. In a container the path may be the host's, of which only the
+ * root is to be seen here: what is not there limits nothing.
+ */
 static uint64_t
-cgroup_limit(void)
+group_limit(const char *root, const char *controller, const char *file)
 {
 	char group[PATH_MAX - 64], dir[PATH_MAX];
 	uint64_t limit = UINT64_MAX;
 	char *slash;
 
-	if (!read_cgroup(group, sizeof(group)))
-		return read_limit(CGROUP_ROOT "/memory", "memory.limit_in_bytes");
+	own_group(controller, group, sizeof(group));
 	for (;;) {
-		snprintf(dir, sizeof(dir), CGROUP_ROOT "%s", group);
-		limit = least(limit, read_limit(dir, "memory.max"));
+		snprintf(dir, sizeof(dir), "%s%s", root, group);
+		limit = least(limit, read_limit(dir, file));
 		slash = strrchr(group, '/');
 		if (!slash)
 			return limit;
@@ -90,7 +100,9 @@ resources_memory(void)
 	long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
 	uint64_t machine = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : UINT64_MAX;
 
-	return least(machine, cgroup_limit());
+	/* Where both versions are mounted, one of them has the memory controller. */
+	machine = least(machine, group_limit(CGROUP_ROOT, "", "memory.max"));
+	return least(machine, group_limit(CGROUP_ROOT "/memory", "memory", "memory.limit_in_bytes"));
 }
 
 int64_t
@@ -106,4 +118,13 @@ resources_raise_files(void)
 			return -errno;
 	}
 	return rl.rlim_cur > INT64_MAX ? INT64_MAX : (int64_t)rl.rlim_cur;
+}
+
+void
+resources_keep_memory(void)
+{
+#ifdef __GLIBC__
+	(void)mallopt(M_MMAP_THRESHOLD, 4 << 20); /* else each is mapped and unmapped by itself; it cannot fail with these values */
+	(void)mallopt(M_TRIM_THRESHOLD, 16 << 20);
+#endif
 }

@@ -589,6 +589,12 @@ index_memory(const struct index *ix, uint64_t *table_and_entries, uint64_t *keys
 	*keys = ix->key_bytes;
 }
 
+uint64_t
+index_idle(const struct index *ix)
+{
+	return slab_idle(ix->slab);
+}
+
 void
 index_narrow_hash(struct index *ix, uint64_t mask)
 {

@@ -89,6 +89,9 @@ uint64_t index_count(const struct index *ix);
 /** Bytes of RAM: table, slab (keys apart), expiry heap, owners; and the keys. O(1). */
 void index_memory(const struct index *ix, uint64_t *table_and_entries, uint64_t *keys);
 
+/** Bytes of that which removed keys have left, and which are used again first. */
+uint64_t index_idle(const struct index *ix);
+
 /** The entry's extra, or NULL. */
 struct index_extra *index_extra(const struct index_entry *e);
 /**

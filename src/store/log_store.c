@@ -45,13 +45,13 @@ store_now(const struct log_store *s)
 bool
 store_memory_full(struct log_store *s, uint64_t bytes)
 {
-	uint64_t table, keys;
+	uint64_t table, keys, max = s->cfg.max_memory;
 
-	if (!s->cfg.max_memory)
+	if (!max)
 		return false;
 	index_memory(s->ix, &table, &keys);
-	return table + keys + value_memory_total() + atomic_load_explicit(&s->draft_mem, memory_order_relaxed) + bytes >
-	       s->cfg.max_memory;
+	bytes += table + keys + value_memory_total() + atomic_load_explicit(&s->draft_mem, memory_order_relaxed);
+	return bytes - index_idle(s->ix) > max || bytes > max + max / 4;
 }
 
 void
@@ -630,6 +630,10 @@ config_defaults(struct store_config *c)
 		c->max_value = UINT64_C(1) << 30;
 	if (!c->max_buffers)
 		c->max_buffers = UINT64_C(256) << 20;
+	if (c->max_memory && c->max_buffers > c->max_memory / 2)
+		c->max_buffers = c->max_memory / 2; /* writers write through, where they would be refused */
+	if (c->max_memory && c->cache > c->max_memory / 4)
+		c->cache = c->max_memory / 4;
 	if (!c->compact_percent)
 		c->compact_percent = 50;
 	if (!c->checkpoint_bytes)

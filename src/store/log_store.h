@@ -584,7 +584,10 @@ int store_look(struct log_store *s, const struct store_key *key, uint64_t hash, 
 /** A record turned out to be unreadable: count and report. No lock held. */
 void store_damaged(struct log_store *s, const struct kstate *st);
 int64_t store_now(const struct log_store *s);
-/** Growing by `bytes` would pass max_memory. Store's lock held. */
+/**
+ * Growing by `bytes` would pass max_memory. What removed keys have left in the index is free; but as only objects of
+ * that size fit there, all that has been taken, this included, may pass max_memory by a quarter. Store's lock held.
+ */
 bool store_memory_full(struct log_store *s, uint64_t bytes);
 /** An expired key is replaced or deleted: report it if the background thread has not yet. Store's lock held. */
 void expired_note(struct log_store *s, const struct pend *p);

@@ -220,9 +220,9 @@ write_zeros(struct log *lg, const struct segment *s, uint64_t from, uint64_t to)
 	struct disk *d = lg->cfg.disk;
 	uint8_t *zeros = calloc(1, ZERO_CHUNK);
 	char name[SEGMENT_NAME_SIZE];
-	int fd, r = zeros ? 0 : -ENOMEM;
+	int fd, r = 0;
 
-	if (r)
+	if (!zeros)
 		return;
 	segment_name(name, s->id);
 	LOG_RETRY(fd, d->ops->open(d, name, O_RDWR | O_CLOEXEC, 0));

@@ -61,6 +61,7 @@ struct slab {
 	struct chunk *room[CLASSES];
 	uint32_t nchunks[CLASSES];
 	uint64_t memory;
+	uint64_t idle; /* bytes of freed objects */
 	uint64_t objects;
 	uint64_t allowance; /* allocations until failure, UINT64_MAX: no limit */
 };
@@ -198,6 +199,7 @@ chunk_destroy(struct slab *s, struct chunk *c)
 	else
 		s->chunks = c->next;
 	s->memory -= touched(c, c->fresh);
+	s->idle -= (uint64_t)(c->fresh - c->used) * class_to_size(c->class);
 	s->nchunks[c->class]--;
 	UNPOISON((char *)c + CHUNK_HEADER, CHUNK_SIZE - CHUNK_HEADER);
 	unmap_bytes(c, CHUNK_SIZE);
@@ -252,6 +254,7 @@ slab_alloc(struct slab *s, size_t size)
 	if (o) {
 		UNPOISON(o, class_to_size(class));
 		memcpy(&c->free, o, sizeof(c->free));
+		s->idle -= class_to_size(class);
 	} else {
 		o = (char *)c + CHUNK_HEADER + (uint64_t)c->fresh * class_to_size(class);
 		UNPOISON(o, class_to_size(class));
@@ -277,6 +280,7 @@ slab_free(struct slab *s, void *p)
 	c->free = p;
 	POISON(p, class_to_size(c->class));
 	c->used--;
+	s->idle += class_to_size(c->class);
 	s->objects--;
 	if (!c->has_room)
 		room_add(s, c);
@@ -294,6 +298,12 @@ uint64_t
 slab_memory(const struct slab *s)
 {
 	return s->memory;
+}
+
+uint64_t
+slab_idle(const struct slab *s)
+{
+	return s->idle;
 }
 
 uint64_t
@@ -324,6 +334,7 @@ slab_absorb(struct slab *s, struct slab *from)
 	for (unsigned i = 0; i < CLASSES; i++)
 		s->nchunks[i] += from->nchunks[i];
 	s->memory += from->memory;
+	s->idle += from->idle;
 	s->objects += from->objects;
 	free(from);
 }

@@ -42,6 +42,9 @@ size_t slab_size(const void *p);
 /** Bytes of RAM taken: whole pages of the chunks that have ever been touched. */
 uint64_t slab_memory(const struct slab *s);
 
+/** Bytes of that in freed objects, which are used again before more is taken. */
+uint64_t slab_idle(const struct slab *s);
+
 /** Objects allocated and not freed. */
 uint64_t slab_objects(const struct slab *s);
 

@@ -396,8 +396,8 @@ struct store_config {
 	uint64_t max_value;      /* bytes; 0: 1 GiB */
 	uint64_t max_size;       /* quota on log bytes; 0: none */
 	uint64_t max_memory;     /* bytes, index + values + drafts; 0: no limit */
-	uint64_t max_buffers;    /* bytes, all drafts together; 0: 256 MiB */
-	uint64_t cache;          /* bytes for small values that were read, beside max_memory; below 64 KiB: none */
+	uint64_t max_buffers;    /* bytes, all drafts together; 0: 256 MiB; at most max_memory / 2 */
+	uint64_t cache;          /* bytes for small values that were read, beside max_memory and at most a quarter of it; below 64 KiB: none */
 	uint64_t compact_rate;   /* bytes per second read+written by compaction; 0: unlimited */
 	unsigned compact_percent;/* start when dead bytes exceed this share of live; 0: 50 */
 	uint64_t checkpoint_bytes; /* log bytes between checkpoints; 0: 1 GiB */

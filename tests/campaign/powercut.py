@@ -29,6 +29,11 @@ def sh(*argv):
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode().strip()
 
 
+def unmount(point):
+    """The kernel may need a moment for what was just killed, and for a loop device that was given back."""
+    until(60, lambda: subprocess.run(["umount", point], stderr=subprocess.DEVNULL).returncode == 0, "umount " + point)
+
+
 class Data:
     """A directory of kvfs data on ext4 on `disk`, and kvfs on it."""
 
@@ -50,10 +55,7 @@ class Data:
             self.daemon.kill()
             self.daemon.communicate()
             subprocess.run(["umount", "-l", self.mnt], stderr=subprocess.DEVNULL)
-        for _ in range(50):
-            if subprocess.run(["umount", self.fs], stderr=subprocess.DEVNULL).returncode == 0:
-                break
-            time.sleep(0.1)
+        unmount(self.fs)
         subprocess.run(["losetup", "-d", self.loop])
 
 
@@ -141,8 +143,8 @@ def one_round(rng, temp, number):
     finally:
         data.end()
         os.close(count)
-        subprocess.run(["umount", temp + "/rec"])
-        recorder.wait(20)
+        unmount(temp + "/rec")
+        recorder.wait(60)
     records, bad = read_record(record), 0
     for turn in range(CUTS):
         cut = rng.randrange(history[0][1], history[-1][1] + 1)

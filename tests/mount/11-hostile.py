@@ -548,7 +548,11 @@ while True:
         break
 " > "$T/lines" &
 while [ ! -e "$T/listening" ]; do sleep 0.05; done
-mount --bind "$T/dev" /dev
+if [ -d /dev/shm ]; then # the program may lie there
+	mkdir "$T/dev/shm"
+	mount --rbind /dev/shm "$T/dev/shm"
+fi
+mount --rbind "$T/dev" /dev
 "$KVFS" -o "data=$T/data,transport=$TRANSPORT" "$T/mnt"
 echo v > "$T/mnt/k"
 pid=$(head -n 1 "$T/data/lock")

@@ -64,15 +64,92 @@ case_small_files_only()
 	rm -rf "$D"
 }
 
-# 80 MiB of memory, buffers and index included: 100 MiB of values go through.
+# memory_group BYTES: a control group with that limit, whose directory is in T/group: of version 2, below the root, or of
+# version 1, below the group that we are in.
+memory_group()
+{
+	local name=kvfs-test-$$-$BASHPID root own max=memory.max swap=memory.swap.max
+	local group=/sys/fs/cgroup/$name
+	[ "$(id -u)" -eq 0 ] || skip "needs root"
+	[ -z "${QUICK:-}" ] || skip "a sanitizer takes more memory than that"
+	mkdir "$group" 2> /dev/null || :
+	if [ ! -e "$group/memory.max" ]; then
+		[ ! -d "$group" ] || rmdir "$group"
+		root=$(sed -nE 's/^([^ ]+ ){4}([^ ]+) .* - cgroup .*[ ,]memory(,.*)?$/\2/p' /proc/self/mountinfo | head -n 1)
+		own=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
+		[ -n "$root" ] && [ -n "$own" ] || skip "no memory controller"
+		[ -d "$root$own" ] || own=
+		group=$root${own%/}/$name max=memory.limit_in_bytes swap=memory.memsw.limit_in_bytes
+		mkdir "$group" || skip "no group can be made"
+	fi
+	echo "$group" > "$T/group"
+	echo "$1" > "$group/$max" || fail "no limit"
+	[ "$max" = memory.max ] && set -- 0
+	{ echo "$1" > "$group/$swap"; } 2> /dev/null || : # no swap, or not counted
+}
+
+# in_group COMMAND...: with what it starts; its end is waited for, what it leaves in the background stays there.
+in_group()
+{
+	( echo "$BASHPID" > "$(cat "$T/group")/cgroup.procs" && "$@" )
+}
+
+oom_kills()
+{
+	local group
+	group=$(cat "$T/group")
+	cat "$group/memory.events" "$group/memory.oom_control" 2> /dev/null | sed -n 's/^oom_kill //p'
+}
+
+group_ends()
+{
+	wait_for 10 rmdir "$(cat "$T/group")" 2> /dev/null || fail "the group stays"
+	rm -f "$T/group"
+}
+
+# more_keys FROM TO: with long names, which take memory. Prints how many there are now that were closed without an error, and
+# the error if it did not come to TO.
+more_keys()
+{
+	python3 - "$M" "$1" "$2" << 'END'
+import errno, os, sys
+os.chdir(sys.argv[1])
+n = int(sys.argv[2])
+try:
+    while n < int(sys.argv[3]):
+        fd = os.open("%06d" % n + "x" * 234, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            os.write(fd, b"%d" % n)
+        finally:
+            os.close(fd)
+        n += 1
+    print(n)
+except OSError as e:
+    print(n, errno.errorcode[e.errno])
+END
+}
+
+# keys_are_there COUNT: all of these, with their values; at most one more, which nobody was told of.
+keys_are_there()
+{
+	python3 - "$M" "$1" << 'END'
+import os, sys
+os.chdir(sys.argv[1])
+count = int(sys.argv[2])
+for n in range(count):
+    with open("%06d" % n + "x" * 234) as f:
+        value = f.read()
+    assert value == str(n), (n, value)
+assert count <= sum(name[0] != "." for name in os.listdir(".")) <= count + 1
+END
+}
+
+# 80 MiB of memory, buffers and index included: 100 MiB of values go through, and 90 MB in 100 handles that are open at once.
 case_memory_cgroup()
 {
-	local group=/sys/fs/cgroup/kvfs-test-$$ n
-	[ "$(id -u)" -eq 0 ] && mkdir "$group" 2> /dev/null || skip "no cgroup v2 here"
-	echo "$group" > "$T/group"
-	[ -e "$group/memory.max" ] && echo 83886080 > "$group/memory.max" || { rmdir "$group"; skip "no memory controller"; }
-	kv_mount sync=never,segment_size=16M || fail "no mount"
-	echo "$(kv_pid)" > "$group/cgroup.procs" || fail "cannot be moved"
+	local n
+	memory_group 83886080
+	in_group kv_mount sync=never,segment_size=16M || fail "no mount"
 	for n in 1 2 3 4 5 6 7 8 9 10; do
 		head -c 10000000 < <(yes "$n") > "$M/big-$n" || fail "put big-$n"
 	done
@@ -80,9 +157,65 @@ case_memory_cgroup()
 	for n in 1 5 10; do
 		head -c 10000000 < <(yes "$n") | cmp -s - "$M/big-$n" || fail "big-$n"
 	done
-	grep -q '^oom_kill 0' "$group/memory.events" || fail "killed: $(tr '\n' ' ' < "$group/memory.events")"
+	python3 - "$M" 2> "$T/said.py" << 'END' || fail "100 open handles: $(tail -n 1 "$T/said.py")"
+import os, sys
+names = [os.path.join(sys.argv[1], "open-%d" % n) for n in range(100)]
+fds = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in names]
+for n, fd in enumerate(fds):
+    assert os.write(fd, bytes([n]) * 900000) == 900000
+for fd in fds:
+    os.close(fd)
+for n, name in enumerate(names):
+    with open(name, "rb") as f:
+        assert f.read() == bytes([n]) * 900000, name
+END
+	equal "$(oom_kills)" 0 "processes killed"
 	kv_umount || fail "kvfs ended with $?"
-	rmdir "$group" || true
+	group_ends
+	rm -rf "$D"
+}
+
+# max_memory is by itself half of what the group may use: refusals come first, and nobody is killed. Several mounts, because
+# the mount remembers the keys that the kernel remembers, in memory beyond that.
+case_memory_cgroup_refuses()
+{
+	local count=0 error=
+	memory_group 41943040
+	while [ -z "$error" ] && [ "$count" -lt 150000 ]; do
+		in_group kv_mount sync=never,segment_size=4M || fail "no mount with $count keys"
+		read -r count error < <(more_keys "$count" $((count + 8000)))
+		[ -n "$error" ] || kv_umount || fail "kvfs ended with $? at $count keys"
+	done
+	equal "$error" ENOSPC "error after $count keys"
+	equal "$(oom_kills)" 0 "processes killed"
+	find "$M" -maxdepth 1 -type f -name '00[0-4]*' -delete || fail "rm when full"
+	echo new > "$M/new" || fail "no writes after the deletes"
+	equal "$(cat "$M/new")" new
+	kv_umount || fail "kvfs ended with $?"
+	echo "$count keys of 240 bytes in 40 MiB" > "$T/note"
+	group_ends
+	rm -rf "$D"
+}
+
+# Told that it may use more than it may, it is killed: nothing that was acknowledged is lost.
+case_memory_cgroup_kills()
+{
+	local count error status=0
+	memory_group 41943040
+	in_group kv_mount sync=never,segment_size=4M,max_memory=1G || fail "no mount"
+	read -r count error < <(more_keys 0 1000000)
+	kv_ended || status=$?
+	equal "$status" 137 "end of kvfs after $count keys and $error"
+	[ "$(oom_kills)" -gt 0 ] || fail "not killed for its memory"
+	# Once more: the start may be cut as well.
+	if in_group kv_mount sync=never,segment_size=4M,max_memory=1G 2> /dev/null; then
+		kv_umount || :
+	fi
+	kv_mount sync=never,segment_size=4M || fail "no start afterwards: $(tail -n 1 "$T/err")"
+	keys_are_there "$count" 2> "$T/lost" || fail "of $count keys: $(tail -n 1 "$T/lost")"
+	kv_umount || fail "kvfs ended with $?"
+	echo "killed $(oom_kills) times, after $count keys" > "$T/note"
+	group_ends
 	rm -rf "$D"
 }
 
@@ -148,7 +281,11 @@ limits_left()
 	local status=$?
 	[ "$BASHPID" = "$OWNER" ] || return
 	is_mounted "$FS" && umount -l "$FS" 2> /dev/null
-	[ -s "$T/group" ] && rmdir "$(cat "$T/group")" 2> /dev/null
+	if [ -s "$T/group" ]; then
+		xargs -r kill -9 < "$(cat "$T/group")/cgroup.procs"
+		sleep 0.2
+		rmdir "$(dirname "$(cat "$T/group")")/kvfs-test-$$"-* 2> /dev/null
+	fi
 	( exit $status )
 	cleanup
 }

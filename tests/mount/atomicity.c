@@ -369,6 +369,16 @@ reader_init(struct reader *r, uint64_t seed)
 		errno = 0;
 }
 
+static void
+reader_fini(struct reader *r)
+{
+	munmap(r->mem, MAX_SIZE + 1);
+	close(r->memfd);
+	close(r->pipe[0]);
+	close(r->pipe[1]);
+	free(r->buf);
+}
+
 static ssize_t
 read_value(struct reader *r, const char *path, enum way way)
 {
@@ -776,6 +786,7 @@ run_kill(int argc, char **argv)
 	reader_init(&r, 1);
 	for (i = 0; i < kills; i++)
 		kill_once(i, &r, &rng);
+	reader_fini(&r);
 	printf("%u writers killed, %.1f s: %llu published something, %llu error\n", kills, now_s() - begin,
 	       (unsigned long long)atomic_load(&sh->faults[FAULT_TORN]),
 	       (unsigned long long)atomic_load(&sh->faults[FAULT_ERROR]));
