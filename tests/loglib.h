@@ -14,6 +14,7 @@
 #include <stdio.h>
 
 #include "simdisk.h"
+#include "splitmix.h"
 #include "store/log_impl.h"
 
 struct env {
@@ -93,17 +94,6 @@ void env_expect_all(struct env *e, uint64_t n);
 
 /** Failures are wanted: nothing is said of them. */
 void env_be_quiet(void);
-
-/* splitmix64 */
-static inline uint64_t
-rnd(uint64_t *state)
-{
-	uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
-}
 
 static inline void
 seg_name(char *buf, size_t cap, unsigned id)

@@ -53,8 +53,8 @@ mem_store_foreign_put(struct store *s, const struct store_key *key, const void *
 static size_t
 foreign_value(uint64_t *rng, uint8_t *buf)
 {
-	uint64_t stamp = next_random(rng);
-	uint32_t size = 16 + (uint32_t)(next_random(rng) % (UINT64_C(1) << (4 + next_random(rng) % 14)));
+	uint64_t stamp = splitmix(rng);
+	uint32_t size = 16 + (uint32_t)(splitmix(rng) % (UINT64_C(1) << (4 + splitmix(rng) % 14)));
 
 	memcpy(buf, &size, 4);
 	memset(buf + 4, 0, 4);
@@ -86,7 +86,7 @@ mem_foreign_valid(const void *value, size_t size)
 static bool
 foreign_pause(struct mem_store *ms, uint64_t *rng)
 {
-	uint64_t until = mono_ns() + ms->cfg.foreign_us * (500 + next_random(rng) % 1000);
+	uint64_t until = mono_ns() + ms->cfg.foreign_us * (500 + splitmix(rng) % 1000);
 	struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
 	bool stop;
 
@@ -111,8 +111,8 @@ mem_foreign_main(void *arg)
 		size_t size = foreign_value(&rng, buf);
 
 		key.len = (uint32_t)snprintf(name, sizeof(name), "%s%u", MEM_FOREIGN_PREFIX,
-					     (unsigned)(next_random(&rng) % MEM_FOREIGN_KEYS));
-		if (next_random(&rng) % 8 == 0) /* removing what is not there is no failure here */
+					     (unsigned)(splitmix(&rng) % MEM_FOREIGN_KEYS));
+		if (splitmix(&rng) % 8 == 0) /* removing what is not there is no failure here */
 			(void)mem_store_foreign_put(&ms->base, &key, NULL, 0, true);
 		else
 			(void)mem_store_foreign_put(&ms->base, &key, buf, size, true);

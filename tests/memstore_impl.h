@@ -7,6 +7,7 @@
 #define KVFS_TESTS_MEMSTORE_IMPL_H
 
 #include "memstore.h"
+#include "splitmix.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -184,17 +185,6 @@ wall_ns(const struct mem_store *ms)
 		return ms->cfg.clock(ms->cfg.clock_arg);
 	clock_gettime(CLOCK_REALTIME, &ts);
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* splitmix64 */
-static inline uint64_t
-next_random(uint64_t *state)
-{
-	uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
 }
 
 /* ---- memstore_value.c: values, and what an edit changed ---- */

@@ -125,7 +125,7 @@ mem_op_submit(struct op *op, uint64_t *order, uint64_t *order2)
 	}
 	assert(op->req && op->req->io && op->req->done);
 	op->check = op_check(op);
-	op->due = mono_ns() + delay / 2 + next_random(&ms->rng) % delay;
+	op->due = mono_ns() + delay / 2 + splitmix(&ms->rng) % delay;
 	op->seq = ms->op_seq++;
 	if (order && *order > op->due)
 		op->due = *order;

@@ -48,7 +48,7 @@ draft_answer(struct store_draft *d, const void *buf, size_t len, struct store_re
 	struct op *op;
 
 	d->gen++;
-	if (!ms->cfg.delay_us || next_random(&ms->rng) % 2) {
+	if (!ms->cfg.delay_us || splitmix(&ms->rng) % 2) {
 		unlock(ms);
 		return 0;
 	}
@@ -163,11 +163,11 @@ roll_fate(struct mem_store *ms, bool *doit)
 	if (ms->fail_left) {
 		ms->fail_left--;
 		err = ms->fail_err;
-	} else if (ms->cfg.uncertain_in && next_random(&ms->rng) % ms->cfg.uncertain_in == 0) {
+	} else if (ms->cfg.uncertain_in && splitmix(&ms->rng) % ms->cfg.uncertain_in == 0) {
 		err = STORE_UNCERTAIN;
 	}
 	if (err)
-		*doit = err == STORE_UNCERTAIN && next_random(&ms->rng) % 2;
+		*doit = err == STORE_UNCERTAIN && splitmix(&ms->rng) % 2;
 	return err;
 }
 

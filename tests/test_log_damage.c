@@ -229,7 +229,7 @@ zeros_and_garbage_behind_the_end_are_cut(void **state)
 		tail = log_tail(e.lg);
 		env_close(&e);
 		for (size_t i = 0; i < sizeof(junk); i++)
-			junk[i] = k ? (uint8_t)rnd(&seed) : 0;
+			junk[i] = k ? (uint8_t)splitmix(&seed) : 0;
 		assert_int_equal(simdisk_poke(e.d, "seg-00000001.log", tail.off, junk, sizeof(junk)), 0);
 		env_expect_all(&e, 9);
 		assert_int_equal(e.cut, k ? sizeof(junk) : 0);

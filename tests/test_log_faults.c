@@ -205,11 +205,11 @@ run_workload(struct env *e, struct history *h, uint64_t seed)
 		struct put *p = &h->put[i];
 
 		p->a.io = e->io;
-		p->a.need = rnd(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE;
+		p->a.need = splitmix(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE;
 		p->d = e->d;
 		p->applied_last = &last;
-		assert_int_equal(put_append(e->lg, p, i + 1, 1 + (unsigned)(rnd(&seed) % 3), PAYLOAD_MAX, false), 0);
-		if (rnd(&seed) % 8 == 0) {
+		assert_int_equal(put_append(e->lg, p, i + 1, 1 + (unsigned)(splitmix(&seed) % 3), PAYLOAD_MAX, false), 0);
+		if (splitmix(&seed) % 8 == 0) {
 			struct put *s = &h->sync[h->nsync];
 
 			s->a.io = e->io;
@@ -218,11 +218,11 @@ run_workload(struct env *e, struct history *h, uint64_t seed)
 			h->sync_upto[h->nsync++] = i + 1;
 			assert_int_equal(log_sync(e->lg, &s->a), 0);
 		}
-		if (rnd(&seed) % 4)
+		if (splitmix(&seed) % 4)
 			log_kick(e->lg, e->io);
-		if (rnd(&seed) % 3 == 0)
+		if (splitmix(&seed) % 3 == 0)
 			(void)io_run(e->io, 0);
-		if (rnd(&seed) % 10 == 0)
+		if (splitmix(&seed) % 10 == 0)
 			assert_int_equal(log_service(e->lg), 0);
 	}
 	env_pump(e);

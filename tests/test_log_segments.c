@@ -230,13 +230,13 @@ crash_around_retiring_never_misses_or_revives(void **state)
 	(void)state;
 	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 	for (uint64_t i = 0; i < 150; i++) {
-		p[i] = put_new(&e, rnd(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE);
+		p[i] = put_new(&e, splitmix(&seed) % 3 ? LOG_WRITTEN : LOG_DURABLE);
 		assert_int_equal(put_append(e.lg, p[i], i + 1, 1, 1000, false), 0);
-		if (rnd(&seed) % 3)
+		if (splitmix(&seed) % 3)
 			env_pump(&e);
-		if (rnd(&seed) % 5 == 0 && log_tail(e.lg).seg > 2)
-			(void)log_segment_retire(e.lg, 1 + (uint32_t)(rnd(&seed) % (log_tail(e.lg).seg - 1)));
-		if (rnd(&seed) % 3 == 0)
+		if (splitmix(&seed) % 5 == 0 && log_tail(e.lg).seg > 2)
+			(void)log_segment_retire(e.lg, 1 + (uint32_t)(splitmix(&seed) % (log_tail(e.lg).seg - 1)));
+		if (splitmix(&seed) % 3 == 0)
 			assert_int_equal(log_service(e.lg), 0);
 		for (uint32_t k = 1; k < 64; k++)
 			if (!gone_at[k] && k < log_tail(e.lg).seg && !log_segment_exists(e.lg, k))

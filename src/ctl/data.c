@@ -199,7 +199,7 @@ data_count_keys(struct store *s, struct io *io, uint64_t *n)
 	const struct store_key root = { DATA_ROOT_KEY, sizeof(DATA_ROOT_KEY) - 1 };
 	struct store_attr attr = { 0 };
 	struct store_stats st;
-	struct data_wait w;
+	struct data_wait w = { .ended = false };
 	int rc = data_wait_end(&w, store_stat(s, &root, &attr, data_wait_start(&w, io)));
 
 	if (rc && rc != -ENOENT) {

@@ -30,7 +30,7 @@ run_on_slow()
 }
 
 echo "# $SLOW"
-for script in 01-contract.py 02-edits.py 03-ttl.py 04-meta.py ctl.sh; do
+for script in 01-contract.py 01-names.py 02-edits.py 03-ttl.py 04-meta.py ctl.sh; do
 	run_on_slow "$script"
 done
 

@@ -292,6 +292,23 @@ case_plan_says_what_is_missing()
 	status 0 ctl plan --keys 1M --key-size 16 --value-size 0
 }
 
+# describe: every key of the mount, with all that is known of it, to T/before.
+describe()
+{
+	python3 - "$M" > "$T/before" << 'END'
+import hashlib, os, sys
+m = os.fsencode(sys.argv[1])
+for name in sorted(os.listdir(m)):
+    p = os.path.join(m, name)
+    s = os.lstat(p)
+    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
+    v = os.getxattr(p, "user.kvfs.version")
+    with open(p, "rb") as f:
+        h = hashlib.sha256(f.read()).hexdigest()
+    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
+END
+}
+
 # From here on not mounted.
 fill()
 {
@@ -306,18 +323,7 @@ fill()
 	chmod 640 "$M/n3"
 	touch -d '2001-02-03 04:05:06.789' "$M/n4"
 	rm -f "$M/n5"
-	python3 - "$M" > "$T/before" << 'END'
-import hashlib, os, sys
-m = os.fsencode(sys.argv[1])
-for name in sorted(os.listdir(m)):
-    p = os.path.join(m, name)
-    s = os.lstat(p)
-    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
-    v = os.getxattr(p, "user.kvfs.version")
-    with open(p, "rb") as f:
-        h = hashlib.sha256(f.read()).hexdigest()
-    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
-END
+	describe
 }
 
 case_dump_and_load_keep_everything()
@@ -340,18 +346,7 @@ case_dump_and_load_keep_everything()
 	status 0 ctl check "$D"
 	kv_mount || fail "no mount"
 	mv "$T/before" "$T/want"
-	python3 - "$M" > "$T/before" << 'END'
-import hashlib, os, sys
-m = os.fsencode(sys.argv[1])
-for name in sorted(os.listdir(m)):
-    p = os.path.join(m, name)
-    s = os.lstat(p)
-    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
-    v = os.getxattr(p, "user.kvfs.version")
-    with open(p, "rb") as f:
-        h = hashlib.sha256(f.read()).hexdigest()
-    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
-END
+	describe
 	same "$T/want" "$T/before"
 	equal "$(stat -c %a "$M")" 711 "mode of the mount"
 	echo new > "$M/newer"
@@ -401,6 +396,11 @@ END
 	grep -q damaged "$T/msg" || fail "$(cat "$T/msg")"
 	status 1 ctl load "$T/other" /etc/passwd
 	says "no tar header"
+	echo "no archive" > "$T/short"
+	status 1 ctl load "$T/other" "$T/short"
+	says "does not begin as a tar archive"
+	status 1 ctl load "$T/other" /dev/null
+	says "it is empty"
 	rm -rf "$T/other" "$T/cut.tar" "$T/bad.tar"
 }
 
