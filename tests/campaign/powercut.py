@@ -4,7 +4,9 @@
 powercut.py - power cuts under a real file system: the data lies on ext4 on a loop device whose writes and flushes are
 recorded (tests/mount/recdisk.c). From the record the disk is made as it may have been at any moment: everything up to the
 last flush, and of what came later all, a part, or a part with one write cut. ext4 and kvfs recover, and the store must be
-what one client had been told: the state after the last acknowledged call, or after the one that was under way.
+what one client had been told: the state after the last acknowledged call, or after the one that was under way. Every other
+workload is with sync=fsync, where batches come into the page cache by a mapping and the client calls fsync before
+it closes, and of the directory.
 
 ROUNDS (10) workloads, CUTS (20) of each, SEED. Root and loop devices needed. `make powercut-campaign`.
 """
@@ -59,7 +61,26 @@ class Data:
         subprocess.run(["losetup", "-d", self.loop])
 
 
-def workload(rng, data, count):
+def write_and_sync(path, flags, content):
+    fd = os.open(path, os.O_WRONLY | flags, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view):]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path):
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def workload(rng, data, count, sync):
     """[(records before, records after, state after)], the first entry the empty store."""
     def now():
         return int(os.pread(count, 32, 0))
@@ -74,19 +95,29 @@ def workload(rng, data, count):
         if what < 0.65 or name not in state:
             size = 1 << rng.randrange(5, 21 if rng.random() < 0.2 else 13)
             after[name] = (b"%s turn %d " % (name.encode(), turn) * (size // 12 + 1))[:size]
-            put(path, after[name])
+            if sync == "always":
+                put(path, after[name])
+            else:
+                write_and_sync(path, os.O_CREAT | os.O_TRUNC, after[name])
         elif what < 0.75:
             del after[name]
             os.unlink(path)
+            if sync == "fsync":
+                sync_directory(data.mnt)
         elif what < 0.9:
             other = "k%d" % rng.randrange(KEYS)
             if other != name:
                 after[other] = after.pop(name)
             os.rename(path, data.mnt + "/" + other)
+            if sync == "fsync":
+                sync_directory(data.mnt)
         else:
             more = b"appended in turn %d" % turn
             after[name] += more
-            append(path, more)
+            if sync == "always":
+                append(path, more)
+            else:
+                write_and_sync(path, os.O_APPEND, more)
         state = after
         history.append((before, now(), state))
     return history
@@ -136,10 +167,11 @@ def one_round(rng, temp, number):
     recorder = subprocess.Popen([BUILD + "/tests/mount/recdisk", disk, record, temp + "/rec"])
     until(10, lambda: exists(temp + "/rec/disk"), "the recorder")
     count = os.open(temp + "/rec/count", os.O_RDONLY)
-    data = Data(temp, temp + "/rec/disk", "sync=always")
+    sync = "fsync" if number % 2 else "always"
+    data = Data(temp, temp + "/rec/disk", "sync=" + sync)
     try:
         data.start()
-        history = workload(rng, data, count)
+        history = workload(rng, data, count, sync)
     finally:
         data.end()
         os.close(count)
@@ -149,7 +181,7 @@ def one_round(rng, temp, number):
     for turn in range(CUTS):
         cut = rng.randrange(history[0][1], history[-1][1] + 1)
         disk_after(rng, base, records, cut, disk)
-        data = Data(temp, disk, "sync=always")
+        data = Data(temp, disk, "sync=" + sync)
         try:
             data.start()
             seen = look(data)
