@@ -175,11 +175,18 @@ END
 	rm -rf "$D"
 }
 
+# What takes long and does not depend on how requests come.
+once_is_enough()
+{
+	[ "${TRANSPORT:-dev}" = dev ] || skip "the same with transport=dev"
+}
+
 # max_memory is by itself half of what the group may use: refusals come first, and nobody is killed. Several mounts, because
 # the mount remembers the keys that the kernel remembers, in memory beyond that.
 case_memory_cgroup_refuses()
 {
 	local count=0 error=
+	once_is_enough
 	memory_group 41943040
 	while [ -z "$error" ] && [ "$count" -lt 150000 ]; do
 		in_group kv_mount sync=never,segment_size=4M || fail "no mount with $count keys"
@@ -201,6 +208,7 @@ case_memory_cgroup_refuses()
 case_memory_cgroup_kills()
 {
 	local count error status=0
+	once_is_enough
 	memory_group 41943040
 	in_group kv_mount sync=never,segment_size=4M,max_memory=1G || fail "no mount"
 	read -r count error < <(more_keys 0 1000000)
