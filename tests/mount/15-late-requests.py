@@ -58,7 +58,7 @@ class SentOn:
         self.second_is_held()
 
     def second_is_held(self):
-        until(20, lambda: self.gate.get("open_held"), "the second OPEN has come")
+        until(20, lambda: self.gate.get("request_held"), "the second OPEN has come")
 
     def time_goes_by(self):
         """An hour, and the daemon notices."""
@@ -66,7 +66,7 @@ class SentOn:
         get(self.awake)
 
     def finish(self, value):
-        self.gate.let_open_go()
+        self.gate.let_request_go()
         join([self.reader], "the reader")
         os.close(self.stats)
         equal(get(self.path), value)
@@ -153,6 +153,33 @@ def a_writer_that_was_sent_on_waits_for_the_directory(m, peer):
     equal(get(k), b"new")
     os.close(fd)
     os.close(stats)
+
+
+@case
+def a_stat_that_comes_late_to_another_key(m, peer):
+    """The name gets another key while a GETATTR is on its way to one that nobody has opened."""
+    k = m.key("late-stat")
+    put(k, b"old")
+    put(m.key("late-stat-2"), b"other")
+    m.remount()
+    os.stat(k)
+    before = m.stats()["notified"]
+    setx(k, "user.ttl", "1h")  # the kernel must ask for the attributes again
+    until(20, lambda: m.stats()["notified"] > before, "the kernel has been told")
+    seen = os.pipe()
+
+    def look():
+        st = os.stat(k)
+        os.write(seen[1], b"%d %o" % (st.st_size, st.st_mode))
+
+    with Gate() as gate:
+        gate.set("hold_getattr", 1)
+        looker = child(look)
+        until(20, lambda: gate.get("request_held"), "the GETATTR has come")
+        peer.os.rename(m.key("late-stat-2"), k)
+        gate.let_request_go()
+        join([looker])
+    equal(os.read(seen[0], 100), b"3 100644", "size and mode")
 
 
 class LateRelease:
