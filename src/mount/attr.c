@@ -106,6 +106,8 @@ entry_fill(struct rq *r, struct node *n, const struct store_attr *a, bool uncach
 	attr_to_stat(m, a, &r->out.entry.attr);
 	node_tell_size(r, n, a->size);
 	n->told = a->version;
+	if (!n->opens && !n->snap) /* for who asks again when the key has lost its name */
+		n->attr = *a;
 	n->nlookup++;
 }
 

@@ -19,6 +19,8 @@
  */
 #define MOVE_NS      (INT64_C(2) * 1000000000)
 #define MOVE_LOOK_NS (INT64_C(120) * 1000000000)
+#define STRANGERS_NS (INT64_C(30) * 1000000000)
+#define STRANGERS    (-1) /* in place of a thread */
 
 static uint64_t
 name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
@@ -443,7 +445,7 @@ node_forget(struct kvfs_mount *m, struct node *n, uint64_t nlookup)
 bool
 node_usable(const struct node *n, uint64_t version)
 {
-	if (n->writers || n->claimed || n->moved || n->tainted)
+	if (n->writers || n->claimed || n->moved || n->tainted || n->lone)
 		return false;
 	if (n->key->edit_node)
 		return n == n->key->edit_node;
@@ -650,6 +652,25 @@ move_to(struct kvfs_mount *m, pid_t tid, const struct node *n)
 	return NULL;
 }
 
+void
+strangers_sent_on(struct kvfs_mount *m, struct key *k)
+{
+	struct key *now = k->named ? k : key_find(m, k->name, k->name_len);
+	struct move *mv = now ? move_find(m, STRANGERS, now) : NULL;
+
+	if (!now)
+		return;
+	now->strangers_until = mono_ns() + STRANGERS_NS;
+	if (!mv) { /* it keeps the key */
+		mv = malloc(sizeof *mv);
+		if (!mv)
+			return;
+		*mv = (struct move){.tid = STRANGERS, .key = key_ref(now)};
+		list_add_tail(&m->moves, &mv->link);
+	}
+	mv->look = now->strangers_until;
+}
+
 /*
  * The first LOOKUP after the ESTALE tells what name is walked by. One by another name comes later: the program was told
  * something else, such as that it may not. Threads of another pid namespace are all one here; there the key's name decides.
@@ -712,16 +733,16 @@ move_unpin(struct kvfs_mount *m, struct move *mv)
 	struct node *n = mv->node;
 	struct key *k = mv->key;
 
-	if (!n)
-		return;
 	mv->node = NULL;
 	mv->key = NULL;
-	if (mv->writer)
+	if (n && mv->writer)
 		n->claimed = false;
-	else
+	else if (n)
 		n->reserved--;
-	node_settle(m, n);
-	key_put(m, k);
+	if (n)
+		node_settle(m, n);
+	if (k)
+		key_put(m, k);
 }
 
 void
@@ -745,7 +766,7 @@ move_sweep(struct kvfs_mount *m)
 		next = l->next;
 		if (mv->look > now)
 			continue;
-		if (proc_gone(mv->tid))
+		if (mv->tid == STRANGERS || proc_gone(mv->tid))
 			move_end(m, mv);
 		else
 			mv->look = now + MOVE_LOOK_NS;

@@ -129,12 +129,15 @@ lookup_found(struct rq *r)
 		return entry_reply(r, mv->node, &r->attr, true);
 	if (mv && r->raw_snap)
 		return lookup_again(r, k, mv);
-	n = key_node(m, k, r->attr.version);
+	bool alone = !r->pid && k->strangers_until && mono_ns() < k->strangers_until;
+
+	n = alone ? node_new(m, k) : key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
 	n->hidden = false;
+	n->lone = alone;
 	attr_overlay(m, k, n, &r->attr);
-	return entry_reply(r, n, &r->attr, rename_walk_step(r, n) || mv);
+	return entry_reply(r, n, &r->attr, rename_walk_step(r, n) || mv || alone);
 }
 
 /* What bears the name now: a rename may have changed that while we waited. */

@@ -102,6 +102,7 @@ struct key {
 	bool named;          /* false: deleted, replaced or expired; handles may still be open */
 	unsigned refs;       /* nodes, handles, requests */
 	uint64_t ino;
+	int64_t strangers_until; /* monotonic ns: so long LOOKUPs of other pid namespaces lead to a node each */
 	uint64_t committed;   /* the largest version of it that was seen committed: what an edit must be based on */
 	uint32_t incarnation; /* of the next node */
 	struct list nodes;    /* node.of_key */
@@ -138,6 +139,7 @@ struct node {
 	unsigned writers;  /* REPL handles */
 	unsigned reserved; /* moved readers and editors that will open it in a moment */
 	bool claimed;      /* made for a writer that will open it in a moment */
+	bool lone;         /* one LOOKUP of another pid namespace leads here, and its OPEN has not come yet */
 	bool hidden;       /* of a new key that is not published yet, or unlinked by its writer: no path of others leads here */
 	bool tainted;      /* two writers at once, or others were told a size meanwhile: what the kernel takes in last is unknown */
 	bool moved;        /* its key was renamed away from under a pending writer: names the kernel has for it are wrong */
@@ -406,6 +408,11 @@ struct move *move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct nod
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 /** The thread's move to this node (whose key may have become another since), or NULL. */
 struct move *move_to(struct kvfs_mount *m, pid_t tid, const struct node *n);
+/**
+ * An OPEN of k by a thread of another pid namespace is being sent away. It cannot be told from others when it comes back; so
+ * for a while each LOOKUP of such threads leads to a node of its own, where nobody can be in the way.
+ */
+void strangers_sent_on(struct kvfs_mount *m, struct key *k);
 /** The move whose second walk this LOOKUP belongs to, or NULL. Ends those of a walk that has gone elsewhere. */
 struct move *move_walk(struct rq *r);
 /** An OPEN of n by this thread: end those of its moves whose walk does not lead here. */

@@ -115,12 +115,17 @@ setattr_pending(const struct rq *r, struct node *n)
 static enum rq_result
 writer_elsewhere(struct rq *r, struct node *n)
 {
-	struct node *w = node_new(r->m, n->key);
+	struct node *w;
 
+	r->m->counters.moves_writer++;
+	if (!r->pid) {
+		strangers_sent_on(r->m, n->key);
+		return rq_err(r, -ESTALE);
+	}
+	w = node_new(r->m, n->key);
 	if (!w)
 		return rq_err(r, -ENOMEM);
 	w->hidden = n->hidden;
-	r->m->counters.moves_writer++;
 	(void)move_add(r->m, r->pid, n->key, w, true);
 	return rq_err(r, -ESTALE);
 }
@@ -176,6 +181,7 @@ open_writer(struct rq *r, struct node *n)
 		if (n->opens || n->reserved || n->claimed || n == k->edit_node || setattr_pending(r, n))
 			return release_settle(r) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
 	}
+	n->lone = false;
 	k->created.ino = k->ino;
 	if (!k->created.mode && !k->created.mtime)
 		attr_defaults(r, &k->created, 0644);
@@ -270,8 +276,17 @@ static enum rq_result
 open_elsewhere(struct rq *r, struct key *k)
 {
 	struct kvfs_mount *m = r->m;
-	struct node *to = key_node(m, k, r->attr.version);
+	struct node *to;
 	struct msnap *s = NULL;
+
+	if (!r->pid) {
+		store_snap_close(m->store, r->raw_snap);
+		r->raw_snap = NULL;
+		m->counters.moves_reader++;
+		strangers_sent_on(m, k);
+		return rq_err(r, -ESTALE);
+	}
+	to = key_node(m, k, r->attr.version);
 
 	if (to && to != k->edit_node && !(to->snap && to->snap_version == r->attr.version))
 		s = msnap_new(r->raw_snap);
@@ -296,7 +311,10 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	struct move *lost = mv ? NULL : move_find(m, r->pid, NULL); /* sent on, and the name has got another key since */
 	bool live = k->edit_node == n && k->editors;
 	bool arrived = mv && mv->node == n && !mv->writer;
+	bool lone = n->lone; /* it has been sent on already */
 	bool fits;
+
+	n->lone = false;
 
 	/* Readers may have the version that was pinned when they were sent here: it was the latest while they opened. */
 	if (arrived && move_fresh(mv) && !edit && !k->edit_node && n->snap && n->version != r->attr.version &&
@@ -321,7 +339,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 		return open_granted(r, n, edit);
 	if (lost)
 		move_end(m, lost);
-	return mv || lost ? open_direct(r, n, edit) : open_elsewhere(r, k);
+	return mv || lost || lone ? open_direct(r, n, edit) : open_elsewhere(r, k);
 }
 
 /*
@@ -337,7 +355,9 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
 	bool arrived = mv && mv->node == n && !mv->writer;
 
 	if (!n->snap || !(n->opens || arrived)) {
-		if (!mv) /* lookup_again() sees to it that this was the last time */
+		if (!r->pid)
+			strangers_sent_on(m, k);
+		else if (!mv) /* lookup_again() sees to it that this was the last time */
 			(void)move_add(m, r->pid, k, n, false);
 		return rq_err(r, -ESTALE);
 	}

@@ -12,6 +12,7 @@ import threading
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from lib import *  # noqa: E402,F403
+import lib  # noqa: E402
 import lib_gate  # noqa: E402
 from lib_gate import Gate  # noqa: E402
 
@@ -58,7 +59,7 @@ class SentOn:
         self.second_is_held()
 
     def second_is_held(self):
-        until(20, lambda: self.gate.get("open_held"), "the second OPEN has come")
+        until(20, lambda: self.gate.get("request_held"), "the second OPEN has come")
 
     def time_goes_by(self):
         """An hour, and the daemon notices."""
@@ -66,7 +67,7 @@ class SentOn:
         get(self.awake)
 
     def finish(self, value):
-        self.gate.let_open_go()
+        self.gate.let_request_go()
         join([self.reader], "the reader")
         os.close(self.stats)
         equal(get(self.path), value)
@@ -155,14 +156,79 @@ def a_writer_that_was_sent_on_waits_for_the_directory(m, peer):
     os.close(stats)
 
 
+@case
+def an_open_from_another_pid_namespace_comes_late(m, peer):
+    """There threads cannot be told from each other: others come to the name while one is on his way back to it."""
+    need_root()
+    need("unshare")
+    apart, plain = m.scratch + "/apart", lib.KVFS
+    with open(apart, "w") as script:
+        script.write("#!/bin/sh\nexec unshare --pid --fork --kill-child '%s' \"$@\"\n" % plain)
+    os.chmod(apart, 0o755)
+    try:
+        lib.KVFS = apart
+        n = Mount()
+    finally:
+        lib.KVFS = plain
+    for k, late, flags in ((n.key("writer"), lambda path: put(path, b"new"), os.O_RDONLY),
+                           (n.key("reader"), get, os.O_WRONLY | os.O_TRUNC)):
+        put(k, b"old")
+        until(20, lambda: n.stats()["open_handles"] == 1, "it is closed")
+        os.stat(k)
+        before = peer.os.open(k, flags)
+        with Gate() as gate:
+            gate.set("hold_open", 2)
+            comer = child(late, k)
+            until(20, lambda: gate.get("request_held"), "the second OPEN has come")
+            if late is get:
+                peer.get(k)
+            peer.put(k, b"other")
+            other = peer.os.open(k, os.O_RDONLY)
+            gate.let_request_go()
+            join([comer])
+        peer.os.close(before)
+        peer.os.close(other)
+        until(20, lambda: n.stats()["open_handles"] == 1, "all is closed")
+    n.destroy()
+
+
+@case
+def a_stat_that_comes_late_to_another_key(m, peer):
+    """The name gets another key while a GETATTR is on its way to one that nobody has opened."""
+    k = m.key("late-stat")
+    put(k, b"old")
+    put(m.key("late-stat-2"), b"other")
+    m.remount()
+    os.stat(k)
+    before = m.stats()["notified"]
+    setx(k, "user.ttl", "1h")  # the kernel must ask for the attributes again
+    until(20, lambda: m.stats()["notified"] > before, "the kernel has been told")
+    seen = os.pipe()
+
+    def look():
+        st = os.stat(k)
+        os.write(seen[1], b"%d %o" % (st.st_size, st.st_mode))
+
+    with Gate() as gate:
+        gate.set("hold_getattr", 1)
+        looker = child(look)
+        until(20, lambda: gate.get("request_held"), "the GETATTR has come")
+        peer.os.rename(m.key("late-stat-2"), k)
+        gate.let_request_go()
+        join([looker])
+    equal(os.read(seen[0], 100), b"3 100644", "size and mode")
+
+
 class LateRelease:
     """
     This process has replaced a key, and its close has returned; but the worker that has taken the RELEASE gets no
-    processor. It, and all that asks here, is kept on one CPU, and everything else on another: over io_uring a request
-    waits for the worker of its CPU.
+    processor. It is kept on one CPU, and all that asks here on another: over io_uring a request waits for the worker of
+    its CPU.
     """
 
     def __init__(self, m, peer, gate, name, old=None):
+        if TRANSPORT != "uring":
+            raise Skip("/dev/fuse may wake the held worker only, and nobody else would take a request")
         cpus = sorted(os.sched_getaffinity(0))
         if len(cpus) < 2:
             raise Skip("needs two processors")

@@ -17,7 +17,8 @@ struct gate {
 	_Atomic uint32_t ended;    /* flushes whose end the engine has been told */
 	_Atomic uint32_t seen;     /* the last change of `released` that has had its effect */
 	_Atomic uint32_t hold_open;    /* n: the n-th OPEN of a key from now on is put aside unseen; 0: none */
-	_Atomic uint32_t open_held;    /* 1: it has come; set to 0, and the gate's thread woken, to let it go on */
+	_Atomic uint32_t hold_getattr; /* the same of GETATTR; one of both at a time */
+	_Atomic uint32_t request_held; /* 1: it has come; set to 0, and the gate's thread woken, to let it go on */
 	_Atomic uint32_t hold_release; /* 1: the next RELEASE of a key stops the worker that has taken it, until this is set
 					  to 0; meanwhile a number of its own; a futex */
 	_Atomic uint32_t release_held; /* how many have been stopped so */

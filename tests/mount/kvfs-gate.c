@@ -7,8 +7,8 @@
  * io_run() of the thread that asked. So every backend and transport is the product's, and no thread of it is blocked.
  * Without KVFS_GATE nothing is held.
  *
- * An OPEN that is put aside is one that came late: its worker goes on, and looks at it when it is let go. A RELEASE that is
- * held stops its worker, as one that has taken it from the kernel and is not given a processor.
+ * A request that is put aside is one that came late: its worker goes on, and looks at it when it is let go. A RELEASE that
+ * is held stops its worker, as one that has taken it from the kernel and is not given a processor.
  *
  * Threads: `lock` protects `flights` and the order of what is held; the gate's own thread only posts messages.
  */
@@ -40,16 +40,21 @@ struct flight {
 	bool held;
 };
 
-struct held_open {
+typedef void handler(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+
+/* An OPEN or GETATTR that was put aside. */
+struct held_request {
 	struct io_msg msg;
 	struct io *io; /* NULL: none */
+	handler *handler;
 	fuse_req_t req;
 	fuse_ino_t ino;
 	struct fuse_file_info fi;
+	bool has_fi;
 };
 
 static struct gate *gate;
-static struct held_open held_open;
+static struct held_request held;
 static struct flight flights[FLIGHTS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -78,10 +83,7 @@ finish(struct flight *f)
 
 int64_t __real_mono_ns(void);
 int64_t __wrap_mono_ns(void);
-void __real_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void __wrap_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void __real_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void __wrap_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+handler __real_op_open, __wrap_op_open, __real_op_getattr, __wrap_op_getattr, __real_op_release, __wrap_op_release;
 
 static void
 futex_wait(_Atomic uint32_t *word, uint32_t value)
@@ -105,23 +107,23 @@ held_flight(void)
 }
 
 static void
-open_late(struct io_msg *msg)
+come_late(struct io_msg *msg)
 {
-	struct held_open h = *(struct held_open *)(void *)((char *)msg - offsetof(struct held_open, msg));
+	struct held_request h = *(struct held_request *)(void *)((char *)msg - offsetof(struct held_request, msg));
 
 	pthread_mutex_lock(&lock);
-	held_open.io = NULL;
+	held.io = NULL;
 	pthread_mutex_unlock(&lock);
-	__real_op_open(h.req, h.ino, &h.fi);
+	h.handler(h.req, h.ino, h.has_fi ? &h.fi : NULL);
 }
 
 static void
-let_open_go(void)
+let_request_go(void)
 {
 	pthread_mutex_lock(&lock);
-	if (held_open.io && !atomic_load(&gate->open_held) && !held_open.msg.fn) {
-		held_open.msg.fn = open_late;
-		io_post(held_open.io, &held_open.msg);
+	if (held.io && !atomic_load(&gate->request_held) && !held.msg.fn) {
+		held.msg.fn = come_late;
+		io_post(held.io, &held.msg);
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -137,7 +139,7 @@ gate_thread(void *arg)
 		uint32_t now = atomic_load(&gate->released);
 		struct flight *f = NULL;
 
-		let_open_go();
+		let_request_go();
 		pthread_mutex_lock(&lock);
 		if (seen != now || !atomic_load(&gate->closed))
 			f = held_flight();
@@ -229,30 +231,38 @@ __wrap_io_fdatasync(struct io *io, struct io_req *req, struct disk *d, int fd)
 	__real_io_fdatasync(io, req, d, fd);
 }
 
-/* Is this the one that is to be put aside? */
-static bool
-open_is_held(void)
+/* Put it aside, or have it handled: the n-th of its kind and those before it. */
+static void
+hold_nth(_Atomic uint32_t *count, handler *h, fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	uint32_t n = gate ? atomic_load(&gate->hold_open) : 0;
+	uint32_t n = gate && !ctl_is(ino) ? atomic_load(count) : 0;
 
-	while (n && !atomic_compare_exchange_weak(&gate->hold_open, &n, n - 1))
+	while (n && !atomic_compare_exchange_weak(count, &n, n - 1))
 		;
-	return n == 1;
+	if (n != 1) {
+		h(req, ino, fi);
+		return;
+	}
+	pthread_once(&once, start_thread);
+	pthread_mutex_lock(&lock);
+	assert(!held.io);
+	held = (struct held_request){ .io = worker_io(worker_current()), .handler = h, .req = req, .ino = ino, .has_fi = fi };
+	if (fi)
+		held.fi = *fi;
+	atomic_store(&gate->request_held, 1);
+	pthread_mutex_unlock(&lock);
 }
 
 void
 __wrap_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	if (ctl_is(ino) || !open_is_held()) {
-		__real_op_open(req, ino, fi);
-		return;
-	}
-	pthread_once(&once, start_thread);
-	pthread_mutex_lock(&lock);
-	assert(!held_open.io);
-	held_open = (struct held_open){ .io = worker_io(worker_current()), .req = req, .ino = ino, .fi = *fi };
-	atomic_store(&gate->open_held, 1);
-	pthread_mutex_unlock(&lock);
+	hold_nth(gate ? &gate->hold_open : NULL, __real_op_open, req, ino, fi);
+}
+
+void
+__wrap_op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	hold_nth(gate ? &gate->hold_getattr : NULL, __real_op_getattr, req, ino, fi);
 }
 
 void

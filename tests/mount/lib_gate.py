@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """
-lib_gate.py - a mount of kvfs-gate, whose flushes, OPENs and RELEASEs end or begin when the test lets them, and whose clock
+lib_gate.py - a mount of kvfs-gate, whose flushes and some of whose requests go on when the test lets them, and whose clock
 can be set ahead (gate.h). So what else takes luck or a slow machine can be made to happen.
 """
 import ctypes
@@ -12,8 +12,8 @@ import tempfile
 import lib
 
 FUTEX = 202
-FIELDS = ("closed", "begun", "held", "released", "ended", "seen", "hold_open", "open_held", "hold_release", "release_held",
-          "clock_s")
+FIELDS = ("closed", "begun", "held", "released", "ended", "seen", "hold_open", "hold_getattr", "request_held",
+          "hold_release", "release_held", "clock_s")
 
 
 def run():
@@ -60,9 +60,10 @@ class Gate:
         self.set("released", self.get("released") + 1)
         self.wake("released")
 
-    def let_open_go(self):
+    def let_request_go(self):
         self.set("hold_open", 0)
-        self.set("open_held", 0)
+        self.set("hold_getattr", 0)
+        self.set("request_held", 0)
         self.open()
 
     def let_release_go(self):
@@ -73,5 +74,5 @@ class Gate:
         return self
 
     def __exit__(self, *_):
-        self.let_open_go()
+        self.let_request_go()
         self.let_release_go()
