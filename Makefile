@@ -141,8 +141,9 @@ $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LINK) $(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(TEST_WRAP) -o $@ $^ $(TEST_LIBS) $(PKG_LIBS) -lm
 
-# kvfs itself, with a wrapper around what flushes the log.
-$(BUILD)/tests/mount/kvfs-gate: TEST_WRAP := -Wl,--wrap=io_pwritev -Wl,--wrap=io_fdatasync
+# kvfs itself, with wrappers around what flushes the log, two requests and a clock.
+GATE_WRAP := io_pwritev io_fdatasync op_open op_release mono_ns
+$(BUILD)/tests/mount/kvfs-gate: TEST_WRAP := $(GATE_WRAP:%=-Wl,--wrap=%)
 $(BUILD)/tests/mount/kvfs-gate: $(call obj,src/main.c)
 
 $(MTESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)

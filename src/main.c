@@ -301,6 +301,7 @@ open_store(struct app *a)
 		.max_size = (uint64_t)c->max_size,
 		.max_memory = c->max_memory ? (uint64_t)c->max_memory : resources_memory() / 2,
 		.max_buffers = (uint64_t)c->max_buffers,
+		.cache = (uint64_t)c->cache,
 		.compact_rate = (uint64_t)c->compact_rate,
 		.compact_percent = (unsigned)c->compact_percent,
 		.checkpoint_bytes = (uint64_t)c->checkpoint_interval,
@@ -396,6 +397,19 @@ mount_for_us(void *arg)
 	return rc;
 }
 
+/* In the helper. */
+static int
+open_abort_for_us(void *arg)
+{
+	const struct app *a = arg;
+	int fd = mountpoint_open_abort(a->mountpoint);
+
+	if (fd < 0)
+		diag_debug("the FUSE control file system (/sys/fs/fuse/connections) is out of reach: %s; should this daemon be killed"
+			   " while a thread of it waits in the kernel, umount -f is what ends it", strerror(-fd));
+	return fd;
+}
+
 static int
 unmount_for_us(void *arg)
 {
@@ -417,7 +431,9 @@ unmount_by_helper(void *arg)
 static int
 enter_sandbox(struct app *a)
 {
-	struct helper_ops ops = {.mount = mount_for_us, .unmount = unmount_for_us, .arg = a};
+	struct helper_ops ops = {
+		.mount = mount_for_us, .unmount = unmount_for_us, .open_abort = open_abort_for_us, .arg = a
+	};
 	struct sandbox_config cfg = {.data = a->data, .readonly = a->cfg.ro, .strict = a->cfg.sandbox == CONFIG_SANDBOX_YES};
 	char note[128], err[DIAG_LINE_MAX];
 	int rc;
@@ -610,6 +626,7 @@ main(int argc, char **argv)
 		goto out_free;
 	}
 	umask(077);
+	resources_keep_memory();
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of a write, not the end of us */
 	if (!a.cl.foreground && !a.cl.fake) {

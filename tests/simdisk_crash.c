@@ -7,6 +7,7 @@
  * moves forward, so making images at ascending points is cheap.
  */
 #include "simdisk_impl.h"
+#include "splitmix.h"
 #include <assert.h>
 #include <string.h>
 
@@ -19,11 +20,7 @@ struct lots {
 static uint64_t
 draw(struct lots *l)
 {
-	uint64_t z = (l->state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
+	return splitmix(&l->state);
 }
 
 /* ---- the replay ---- */

@@ -94,6 +94,7 @@ test_defaults(void **state)
 	assert_int_equal(cfg.max_value, INT64_C(1) << 30);
 	assert_int_equal(cfg.max_size, 0);
 	assert_int_equal(cfg.max_memory, 0);
+	assert_int_equal(cfg.cache, INT64_C(64) << 20);
 	assert_int_equal(cfg.segment_size, INT64_C(256) << 20);
 	assert_int_equal(cfg.threads, 0);
 	assert_int_equal(cfg.default_ttl, 0);
@@ -186,7 +187,7 @@ test_bad_numbers_name_what_is_allowed(void **state)
 		{"threads", "0"}, {"threads", "1025"}, {"threads", "two"}, {"threads", "1.5"}, {"spin", "1s"}, {"spin", "-1"},
 		{"spin", "9999999999999999999"}, {"umask", "8"}, {"umask", "1000"}, {"umask", ""}, {"umask", "0x1f"},
 		{"uid", "no such user"}, {"uid", "4294967295"}, {"gid", "-1"}, {"compact_percent", "0"},
-		{"compact_percent", "50%"}, {"max_memory", "1M"}, {"max_size", "1"}, {"max_buffers", "0"}, {"data", ""},
+		{"compact_percent", "50%"}, {"max_memory", "1M"}, {"max_size", "1"}, {"max_buffers", "0"}, {"cache", "1K"}, {"data", ""},
 		{"default_ttl", ""}, {"default_ttl", "-5"}, {"default_ttl", "1e9d"},
 	};
 	struct config before = cfg;

@@ -3,6 +3,7 @@
  * test_locks.c - the lock table of one key against a map of bytes to holders; queues; deadlocks; flock conversion.
  */
 #include "mount/locks.h"
+#include "splitmix.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -22,11 +23,7 @@ static uint64_t rng_state;
 static uint64_t
 rng(void)
 {
-	uint64_t z = (rng_state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-	return z ^ z >> 31;
+	return splitmix(&rng_state);
 }
 
 /* ---- the model ---- */

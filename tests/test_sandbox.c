@@ -374,8 +374,84 @@ lose_the_helper(void)
 	helper_end(h);
 }
 
+static int
+open_abort(void *arg)
+{
+	char path[100];
+	int fd;
+
+	(void)arg;
+	snprintf(path, sizeof(path), "%s/file", dir);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+/* What the helper has written there when it ends the connection. */
+static off_t
+aborts(void)
+{
+	char path[100];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s/file", dir);
+	return stat(path, &st) < 0 ? -1 : st.st_size;
+}
+
+static bool
+wait_for_abort(void)
+{
+	for (int i = 0; i < 3000 && aborts() == 0; i++)
+		(void)usleep(10000);
+	return aborts() == 1;
+}
+
+/* Keeps the descriptors of the one that is killed open, as a thread does that waits in the kernel. */
 static void
-in_child(void (*fn)(void))
+fork_keeper(void)
+{
+	pid_t pid = fork();
+
+	SHOULD(pid >= 0);
+	if (pid == 0) {
+		(void)wait_for_abort();
+		_exit(0);
+	}
+}
+
+static struct helper *
+with_abort(bool keeper)
+{
+	static const struct helper_ops ops = {
+		.mount = open_something, .unmount = say_busy, .open_abort = open_abort, .arg = (void *)(uintptr_t)"/dev/null"
+	};
+	struct sandbox_config cfg = { .data = dir };
+	char note[128], err[256];
+	struct helper *h;
+
+	SHOULD(helper_start(&ops, &h) == 0);
+	if (keeper)
+		fork_keeper();
+	if (sandbox_supported())
+		SHOULD(sandbox_enter(&cfg, note, sizeof(note), err, sizeof(err)) == 0);
+	SHOULD(helper_mount(h) >= 0);
+	return h;
+}
+
+static void
+end_with_abort(void)
+{
+	helper_end(with_abort(false));
+}
+
+static void
+die_with_abort(void)
+{
+	(void)with_abort(true);
+	(void)raise(SIGKILL);
+}
+
+static int
+status_of(void (*fn)(void))
 {
 	int status;
 	pid_t pid;
@@ -389,7 +465,13 @@ in_child(void (*fn)(void))
 		_exit(0);
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	return status;
+}
+
+static void
+in_child(void (*fn)(void))
+{
+	assert_int_equal(status_of(fn), 0);
 }
 
 static void
@@ -406,6 +488,16 @@ helper_that_is_gone_is_an_error(void **state)
 	in_child(lose_the_helper);
 }
 
+static void
+helper_ends_the_connection_of_a_killed_daemon_only(void **state)
+{
+	(void)state;
+	in_child(end_with_abort); /* the helper has ended, too */
+	assert_int_equal(aborts(), 0);
+	assert_int_equal(status_of(die_with_abort), SIGKILL);
+	assert_true(wait_for_abort());
+}
+
 int
 main(void)
 {
@@ -419,6 +511,7 @@ main(void)
 		cmocka_unit_test(sandbox_of_a_read_only_mount_writes_nothing),
 		cmocka_unit_test(helper_does_three_things),
 		cmocka_unit_test(helper_that_is_gone_is_an_error),
+		cmocka_unit_test(helper_ends_the_connection_of_a_killed_daemon_only),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

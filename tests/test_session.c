@@ -47,6 +47,7 @@ static struct {
 	_Atomic uint64_t missed;
 	_Atomic int wrong_thread;
 	pthread_t slow_thread;
+	const char *cut; /* where the lookup of "cut" ends the connection */
 } fs;
 
 static struct stat
@@ -72,6 +73,8 @@ t_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 	struct fuse_entry_param e = { .entry_timeout = 100 };
 
 	(void)parent;
+	if (!strcmp(name, "cut"))
+		(void)umount2(fs.cut, MNT_FORCE); /* EBUSY, but the connection is no more */
 	if (!strcmp(name, "f"))
 		e.ino = INO_F;
 	else if (!strcmp(name, "slow"))
@@ -672,6 +675,39 @@ test_start_fails_if_the_mount_is_gone(void **state)
 	assert_true(session_start(f->s) < 0);
 }
 
+static void *
+look_up_cut(void *arg)
+{
+	char path[80];
+	struct stat st;
+
+	snprintf(path, sizeof(path), "%s/cut", ((struct fixture *)arg)->dir);
+	(void)stat(path, &st);
+	return NULL;
+}
+
+/* By a program that asks before the workers have all been started. It was a mount, and it has ended. */
+static void
+test_an_end_during_the_start_is_no_failure(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t t;
+
+	if (!can_mount() || geteuid() != 0 || (config.transport == TRANSPORT_URING && !uring_is_on()))
+		skip();
+	fs.cut = f->dir;
+	for (int turn = 0; turn < 100; turn++) {
+		assert_int_equal(create(f), 0);
+		assert_int_equal(pthread_create(&t, NULL, look_up_cut, f), 0);
+		assert_int_equal(session_start(f->s), 0);
+		assert_int_equal(session_wait(f->s), 0);
+		assert_int_equal(pthread_join(t, NULL), 0);
+		session_destroy(f->s);
+		(void)umount2(f->dir, MNT_DETACH);
+	}
+	f->destroyed = true;
+}
+
 static void
 test_a_session_that_was_not_started_is_unmounted(void **state)
 {
@@ -735,6 +771,8 @@ main(void)
 		ON(dev, test_extra_init_flags_are_asked_for),
 		ON(uring, test_extra_init_flags_are_asked_for),
 		ON(dev, test_start_fails_if_the_mount_is_gone),
+		ON(dev, test_an_end_during_the_start_is_no_failure),
+		ON(uring, test_an_end_during_the_start_is_no_failure),
 		ON(dev, test_a_session_that_was_not_started_is_unmounted),
 		ON(dev, test_bad_options_are_refused),
 		ON(dev, test_auto_says_why_it_took_dev),

@@ -280,6 +280,7 @@ run_mode(enum store_mode mode)
 	sl.cfg.sync_interval_ns = 20000000;
 	sl.cfg.checkpoint_bytes = 4u << 20;
 	sl.cfg.max_buffers = 2u << 20;
+	sl.cfg.cache = 256u << 10;
 	sl.cfg.events.expired = on_expired;
 	assert_int_equal(sl_open(&sl), 0);
 	memset(actor, 0, sizeof(actor));

@@ -239,11 +239,11 @@ round_trip(uint64_t delay_us)
 	fill(&a);
 	fd = dump(&a, &st);
 	store_get_stats(a.s, &before);
-	assert_int_equal(st.keys, before.keys);
+	assert_int_equal(st.keys, before.keys - 1); /* the record of the root's attributes is no key */
 	assert_int_equal(st.skipped, 0);
 	assert_int_equal(transfer_load(b.s, b.io, fd, 0, &st), 0);
 	assert_int_equal(st.skipped, 0);
-	assert_int_equal(st.keys, before.keys);
+	assert_int_equal(st.keys, before.keys - 1);
 	store_get_stats(b.s, &after);
 	assert_int_equal(after.keys, before.keys);
 	assert_true(after.version >= before.version);

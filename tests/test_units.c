@@ -3,6 +3,7 @@
  * test_units.c - durations, times, sizes and numbers: what is taken, what is refused, and the limits.
  */
 #include "base/units.h"
+#include "splitmix.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -20,11 +21,7 @@ static uint64_t rng_state = 7;
 static uint64_t
 rng(void)
 {
-	uint64_t z = (rng_state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-	return z ^ z >> 31;
+	return splitmix(&rng_state);
 }
 
 /* Call a parser on a copy without NUL in memory of exactly that size, so that a sanitizer sees a byte read too far. */

@@ -6,6 +6,7 @@
  * that nothing relies on alignment). Every put gets its own record number, so each unit says which byte of which put it
  * is.
  */
+#include "splitmix.h"
 #include "store/value.h"
 
 #include <errno.h>
@@ -26,11 +27,7 @@ static uint64_t rng_state;
 static uint64_t
 rng(void)
 {
-	uint64_t z = (rng_state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-	return z ^ z >> 31;
+	return splitmix(&rng_state);
 }
 
 /*

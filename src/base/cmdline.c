@@ -23,7 +23,7 @@ static const char *const ignored_prefixes[] = {"x-", "X-", "comment=", "helper="
 
 /* What libfuse, fusermount3 and the kernel want to see. */
 static const char *const passed[] = {"auto_unmount", "default_permissions", "noatime", "noexec"};
-static const char *const passed_prefixes[] = {"context=", "defcontext=", "fscontext=", "max_read=", "rootcontext="};
+static const char *const passed_prefixes[] = {"context=", "defcontext=", "fscontext=", "rootcontext="};
 
 #define IN_LIST(list, text) is_in_list(list, sizeof(list) / sizeof((list)[0]), text)
 #define HAS_PREFIX(list, text) has_prefix(list, sizeof(list) / sizeof((list)[0]), text)

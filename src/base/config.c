@@ -52,6 +52,8 @@ static const struct config_option options[] = {
 	 "memory for index and buffers; above it ENOSPC"},
 	{"max_buffers", CONFIG_SIZE, AT(max_buffers), "256M", NULL, NULL, 4 * MIB, INT64_MAX, SIZE_TEXT ", at least 4M",
 	 "memory for the unwritten data of all open handles together"},
+	{"cache", CONFIG_SIZE, AT(cache), "64M", NULL, "none", 64 * 1024, INT64_MAX, SIZE_TEXT ", at least 64K, or none",
+	 "memory for small values that are read often, beside the kernel's page cache"},
 	{"segment_size", CONFIG_SIZE, AT(segment_size), "256M", NULL, NULL, MIB, GIB, SIZE_TEXT ", 1M to 1G",
 	 "size of the log's files"},
 	{"compact_percent", CONFIG_COUNT, AT(compact_percent), "50", NULL, NULL, 1, 1000, "a number from 1 to 1000",
@@ -609,7 +611,7 @@ config_load(struct config *c, const char *path, const char *mountpoint, char *er
 	l.file = fopen(path, "re");
 	if (!l.file) {
 		bad = errno;
-		say(err, cap, "%s: %s", path, strerror(bad));
+		say(err, cap, "configuration %s: %s", path, strerror(bad));
 		return -bad;
 	}
 	bad = ini_parse_stream(read_line, &l, take_pair, &l);

@@ -47,7 +47,7 @@ struct config_option {
 	const char *help;        /* for people: what it does, one line */
 };
 
-#define CONFIG_OPTIONS 24
+#define CONFIG_OPTIONS 25
 
 /** Where a value comes from; the later ones beat the earlier ones, whatever the order in which they are read. */
 enum config_source { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_SECTION, CONFIG_FROM_COMMAND };
@@ -57,7 +57,7 @@ struct config {
 	unsigned sync, names, transport, io, sandbox, log_level;
 	bool allow_other, ro;
 	int64_t sync_interval, default_ttl, spin; /* ns */
-	int64_t max_value, max_size, max_memory, max_buffers, segment_size, compact_rate, checkpoint_interval; /* bytes */
+	int64_t max_value, max_size, max_memory, max_buffers, cache, segment_size, compact_rate, checkpoint_interval; /* bytes */
 	int64_t threads, compact_percent;
 	int64_t uid, gid, umask;
 	unsigned char source[CONFIG_OPTIONS]; /* enum config_source, in the order of the table */

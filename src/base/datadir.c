@@ -193,7 +193,10 @@ datadir_describe_holder(const char *path, const struct datadir_holder *h, char *
 
 	if (h->pid > 0)
 		snprintf(who, sizeof(who), "process %d", (int)h->pid);
-	if (h->mountpoint[0])
+	if (h->mountpoint[0] && strcmp(h->what, "mounted") == 0)
+		snprintf(buf, cap, "data directory %s is in use by %s (mounted at %s); unmount it first: umount %s", path, who,
+			 h->mountpoint, h->mountpoint);
+	else if (h->mountpoint[0])
 		snprintf(buf, cap, "data directory %s is in use by %s (%s at %s)", path, who, h->what, h->mountpoint);
 	else if (h->what[0])
 		snprintf(buf, cap, "data directory %s is in use by %s (%s)", path, who, h->what);

@@ -11,13 +11,17 @@
  */
 #include "base/disk.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -27,6 +31,7 @@
 struct real_disk {
 	struct disk disk;
 	int dirfd;
+	bool may_map;
 };
 
 static int
@@ -191,6 +196,39 @@ real_space(struct disk *d, struct disk_space *out)
 	return 0;
 }
 
+/* Does allocated space suffice for a write on this file system, so that a store to a mapping cannot meet a full disk? */
+static bool
+space_is_enough(int fd)
+{
+	struct statfs st;
+
+	return fstatfs(fd, &st) == 0 && (st.f_type == EXT4_SUPER_MAGIC || st.f_type == XFS_SUPER_MAGIC || st.f_type == TMPFS_MAGIC);
+}
+
+static int
+real_map(struct disk *d, int fd, uint64_t off, size_t len, void **out)
+{
+	void *p;
+
+	if (!((const struct real_disk *)(const void *)d)->may_map)
+		return -EOPNOTSUPP;
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)off);
+	if (p == MAP_FAILED)
+		return -errno;
+	*out = p;
+	return 0;
+}
+
+static void
+real_unmap(struct disk *d, void *mem, size_t len)
+{
+	int err = munmap(mem, len);
+
+	(void)d;
+	assert(err == 0);
+	(void)err;
+}
+
 static void
 real_destroy(struct disk *d)
 {
@@ -212,6 +250,8 @@ static const struct disk_ops real_ops = {
 	.size = real_size,
 	.list = real_list,
 	.space = real_space,
+	.map = real_map,
+	.unmap = real_unmap,
 	.destroy = real_destroy,
 };
 
@@ -231,6 +271,7 @@ disk_open_real(const char *path, struct disk **out)
 		free(rd);
 		return err;
 	}
+	rd->may_map = space_is_enough(rd->dirfd);
 	*out = &rd->disk;
 	return 0;
 }

@@ -47,6 +47,12 @@ struct disk_ops {
 	/** Call `cb` for every name in the directory (without . and ..); a non-zero return of `cb` stops and is returned. */
 	int (*list)(struct disk *d, int (*cb)(void *arg, const char *name), void *arg);
 	int (*space)(struct disk *d, struct disk_space *out);
+	/**
+	 * Map [off, off + len) of an open file, shared and writable (mapped.h). NULL, or -EOPNOTSUPP: not on this disk, where a
+	 * write into allocated space could still fail.
+	 */
+	int (*map)(struct disk *d, int fd, uint64_t off, size_t len, void **out);
+	void (*unmap)(struct disk *d, void *mem, size_t len);
 	void (*destroy)(struct disk *d);
 };
 

@@ -5,7 +5,13 @@
  * One request and one answer at a time over a socket that keeps messages apart: one byte what, four bytes which task;
  * back come a result, the code, and with a mount the descriptor. The end of the socket is the end of the helper.
  *
- * Threads: a mutex lets one caller ask at a time. Layer: base.
+ * How it notices that the daemon has been killed: a thread that cannot die keeps all descriptors open, the socket too, so
+ * that shows nothing. But the daemon's first thread holds a robust mutex in memory that both have, for as long as it lives;
+ * when it dies with it, the kernel gives that to a thread of the helper, which waits for nothing else. (The signal of
+ * PR_SET_PDEATHSIG comes from the dying thread, and Landlock lets no signal out of the sandbox; a pidfd waits for all threads.)
+ *
+ * Threads: a mutex lets one caller ask at a time; in the helper, one that answers and one that waits for the daemon's end.
+ * Layer: base.
  */
 #include "base/helper.h"
 
@@ -19,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -38,9 +45,18 @@ struct helper_answer {
 };
 
 struct helper {
-	pthread_mutex_t lock; /* one question at a time */
+	pthread_mutex_t lock;   /* one question at a time */
+	pthread_mutex_t *alive; /* held by the daemon's first thread; in memory shared with the helper */
 	int fd;
 	pid_t pid;
+};
+
+/* The helper's own view. */
+struct helper_self {
+	const struct helper_ops *ops;
+	pthread_mutex_t *alive;
+	int sock;
+	int abort_fd; /* -1: none */
 };
 
 static struct helper *current;
@@ -81,19 +97,56 @@ let_go_of_stdio(void)
 		(void)close(null);
 }
 
-static int
-answer(const struct helper_ops *ops, int sock, const struct helper_ask *q)
+/*
+ * Ends with the process, or when the daemon was killed. (If the socket's end is there first, the daemon's descriptors are
+ * closed, /dev/fuse among them, and nothing is left to do.)
+ */
+static void *
+wait_for_the_end(void *arg)
 {
+	struct helper_self *self = arg;
+
+	if (pthread_mutex_lock(self->alive) == EOWNERDEAD && write(self->abort_fd, "1", 1) < 0)
+		return NULL; /* the connection is no more */
+	return NULL;
+}
+
+static void
+watch(struct helper_self *self)
+{
+	const struct helper_ops *ops = self->ops;
+	pthread_t t;
+
+	self->abort_fd = ops->open_abort ? ops->open_abort(ops->arg) : -1;
+	if (self->abort_fd < 0 || pthread_create(&t, NULL, wait_for_the_end, self) != 0)
+		return; /* one safeguard less, as with a kernel that is not asked for it */
+	(void)pthread_detach(t); /* it is one that can be detached */
+}
+
+static int
+mount_and_watch(struct helper_self *self)
+{
+	int fd = self->ops->mount(self->ops->arg);
+
+	(void)sandbox_limit_helper(); /* it works with what it has, too */
+	if (fd >= 0)
+		watch(self);
+	let_go_of_stdio();
+	return fd;
+}
+
+static int
+answer(struct helper_self *self, const struct helper_ask *q)
+{
+	const struct helper_ops *ops = self->ops;
 	struct helper_answer a = { 0 };
 	unsigned long code = 0;
 	int fd = -1, rc;
 
 	switch (q->what) {
 	case HELPER_MOUNT:
-		fd = ops->mount(ops->arg);
+		fd = mount_and_watch(self);
 		a.rc = fd < 0 ? fd : 0;
-		let_go_of_stdio();
-		(void)sandbox_limit_helper(); /* it works with what it has, too */
 		break;
 	case HELPER_UNMOUNT:
 		a.rc = ops->unmount(ops->arg);
@@ -105,16 +158,17 @@ answer(const struct helper_ops *ops, int sock, const struct helper_ask *q)
 	default:
 		a.rc = -EINVAL;
 	}
-	rc = send_answer(sock, &a, fd);
+	rc = send_answer(self->sock, &a, fd);
 	if (fd >= 0)
 		(void)close(fd); /* the daemon has it now */
 	return rc;
 }
 
 static void __attribute__((noreturn))
-helper_main(const struct helper_ops *ops, int sock)
+helper_main(struct helper_self *self)
 {
 	static const int ignored[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGTSTP };
+	int sock = STDERR_FILENO + 1;
 	struct helper_ask q;
 	ssize_t n;
 
@@ -125,21 +179,47 @@ helper_main(const struct helper_ops *ops, int sock)
 	if (chdir("/") < 0)
 		_exit(EXIT_FAILURE);
 	/* Everything but standard error and the socket; the socket is moved out of the way first. */
-	if (dup2(sock, STDERR_FILENO + 1) < 0)
+	if (dup2(self->sock, sock) < 0)
 		_exit(EXIT_FAILURE);
-	sock = STDERR_FILENO + 1;
+	self->sock = sock;
 	(void)fcntl(sock, F_SETFD, FD_CLOEXEC);
 	(void)close_range((unsigned)sock + 1, ~0U, 0);
 	for (;;) {
 		n = recv(sock, &q, sizeof(q), 0);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n != (ssize_t)sizeof(q) || answer(ops, sock, &q))
+		if (n != (ssize_t)sizeof(q) || answer(self, &q))
 			_exit(EXIT_SUCCESS);
 	}
 }
 
 /* ---- in the daemon ---- */
+
+/* A mutex that two processes share, and that tells when its owner died; held by the caller. Return: NULL: no memory. */
+static pthread_mutex_t *
+alive_create(void)
+{
+	pthread_mutex_t *m = mmap(NULL, sizeof(*m), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_mutexattr_t attr;
+
+	if (m == MAP_FAILED)
+		return NULL;
+	pthread_mutexattr_init(&attr);
+	(void)pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED); /* fail for other values only */
+	(void)pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+	pthread_mutex_init(m, &attr);
+	pthread_mutexattr_destroy(&attr);
+	pthread_mutex_lock(m);
+	return m;
+}
+
+static void
+alive_destroy(pthread_mutex_t *m)
+{
+	pthread_mutex_unlock(m);
+	pthread_mutex_destroy(m);
+	(void)munmap(m, sizeof(*m)); /* a whole mapping */
+}
 
 int
 helper_start(const struct helper_ops *ops, struct helper **out)
@@ -149,27 +229,40 @@ helper_start(const struct helper_ops *ops, struct helper **out)
 
 	if (!h)
 		return -ENOMEM;
+	h->alive = alive_create();
+	if (!h->alive) {
+		rc = -ENOMEM;
+		goto out_free;
+	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0) {
 		rc = -errno;
-		free(h);
-		return rc;
+		goto out_destroy;
 	}
 	h->pid = fork();
 	if (h->pid < 0) {
 		rc = -errno;
-		(void)close(fds[0]);
-		(void)close(fds[1]);
-		free(h);
-		return rc;
+		goto out_close;
 	}
-	if (h->pid == 0)
-		helper_main(ops, fds[1]);
+	if (h->pid == 0) {
+		struct helper_self self = { .ops = ops, .alive = h->alive, .sock = fds[1], .abort_fd = -1 };
+
+		helper_main(&self);
+	}
 	(void)close(fds[1]);
 	h->fd = fds[0];
 	pthread_mutex_init(&h->lock, NULL);
 	current = h;
 	*out = h;
 	return 0;
+
+out_close:
+	(void)close(fds[0]);
+	(void)close(fds[1]);
+out_destroy:
+	alive_destroy(h->alive);
+out_free:
+	free(h);
+	return rc;
 }
 
 struct helper *
@@ -262,6 +355,7 @@ helper_end(struct helper *h)
 	(void)close(h->fd);
 	while (waitpid(h->pid, NULL, 0) < 0 && errno == EINTR)
 		;
+	alive_destroy(h->alive);
 	pthread_mutex_destroy(&h->lock);
 	free(h);
 }

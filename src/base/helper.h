@@ -3,11 +3,16 @@
  * helper.h - a second, tiny process that keeps the few rights which the daemon gives up (sandbox.h).
  *
  * It is forked before anything else, does three things when the daemon asks, and ends with the daemon: mount (once),
- * unmount what it mounted, and say a dying task's exit code, which the kernel shows only to who might trace it. It holds
- * no descriptor but its end of a socket, sees no data, and ignores signals of the terminal. Killing the daemon ends it and
- * leaves the dead mount for the next start, as without it.
+ * unmount what it mounted, and say a dying task's exit code, which the kernel shows only to who might trace it. A fourth it
+ * does by itself: when the daemon has been killed it has the kernel end the connection. That happens without it, too, as
+ * soon as the last thread of the daemon is gone; but one that waits in the kernel, in a notification, for a lock whose
+ * holder waits for the daemon would never be.
  *
- * Layer: base. helper_start() before any second thread; the calls from any thread.
+ * It holds no descriptor but its end of a socket and that for the end of the connection, sees no data, and ignores signals
+ * of the terminal. Killing the daemon ends it and leaves the dead mount for the next start, as without it.
+ *
+ * Layer: base. helper_start() before any second thread, by the one that lives as long as the process; helper_end() by the
+ * same; the calls from any thread.
  */
 #ifndef KVFS_BASE_HELPER_H
 #define KVFS_BASE_HELPER_H
@@ -23,6 +28,11 @@ struct helper_ops {
 	int (*mount)(void *arg);
 	/* In the helper: unmount it. 0 or -errno. */
 	int (*unmount)(void *arg);
+	/*
+	 * In the helper, after the mount: a descriptor that a byte is written to when the daemon has been killed, or -errno,
+	 * when there is none. NULL: there is none.
+	 */
+	int (*open_abort)(void *arg);
 	void *arg;
 };
 

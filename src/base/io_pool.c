@@ -117,6 +117,7 @@ pool_spawn(struct pool_io *pool)
 	int err = 0;
 
 	sigfillset(&all);
+	sigdelset(&all, SIGBUS); /* mapped.h */
 	err = pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (err)
 		return -err;

@@ -26,28 +26,44 @@ unescape(char *s)
 	*to = '\0';
 }
 
+/*
+ * A line of mountinfo, taken apart in place:
+ * 36 35 98:0 /root /mount/point rw,noatime shared:1 - ext4 /dev/root rw
+ */
+static bool
+parse_line(char *line, struct mounts_entry *e, const char **where)
+{
+	char *fields[5], *rest = line, *dash;
+
+	for (int i = 0; i < 5; i++) {
+		fields[i] = strsep(&rest, " ");
+		if (!rest)
+			return false;
+	}
+	dash = strstr(rest, " - ");
+	if (!dash || sscanf(fields[2], "%u:%u", &e->major, &e->minor) != 2)
+		return false;
+	(void)snprintf(e->type, sizeof(e->type), "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3); /* cut if it is that long */
+	unescape(fields[4]);
+	*where = fields[4];
+	return true;
+}
+
 int
-mounts_get_type(const char *path, char *type, size_t cap)
+mounts_get(const char *path, struct mounts_entry *out)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
+	struct mounts_entry e;
+	const char *where;
 	char *line = NULL;
 	size_t size = 0;
 
 	if (!f)
 		return -errno;
-	type[0] = '\0';
-	/* 36 35 98:0 /root /mount/point rw,noatime shared:1 - ext4 /dev/root rw */
+	*out = (struct mounts_entry){ 0 };
 	while (getline(&line, &size, f) > 0) {
-		char *field = line, *where = NULL, *dash;
-
-		for (int i = 0; i < 5 && field; i++)
-			where = strsep(&field, " ");
-		dash = field ? strstr(field, " - ") : NULL;
-		if (!where || !dash)
-			continue;
-		unescape(where);
-		if (strcmp(where, path) == 0)
-			snprintf(type, cap, "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3);
+		if (parse_line(line, &e, &where) && strcmp(where, path) == 0)
+			*out = e;
 	}
 	free(line);
 	fclose(f);
@@ -57,7 +73,7 @@ mounts_get_type(const char *path, char *type, size_t cap)
 bool
 mounts_have_kvfs(const char *path)
 {
-	char type[64];
+	struct mounts_entry e;
 
-	return mounts_get_type(path, type, sizeof(type)) == 0 && strcmp(type, MOUNTS_TYPE) == 0;
+	return mounts_get(path, &e) == 0 && strcmp(e.type, MOUNTS_TYPE) == 0;
 }

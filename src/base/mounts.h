@@ -6,12 +6,16 @@
 #define KVFS_BASE_MOUNTS_H
 
 #include <stdbool.h>
-#include <stddef.h>
 
 #define MOUNTS_TYPE "fuse.kvfs"
 
-/** The type of what is mounted on top at exactly `path` (canonical); "" when nothing is. Return: 0 or -errno. */
-int mounts_get_type(const char *path, char *type, size_t cap);
+struct mounts_entry {
+	char type[64];         /* "": nothing is mounted there */
+	unsigned major, minor; /* st_dev of what is in it */
+};
+
+/** What is mounted on top at exactly `path` (canonical). Return: 0 or -errno. */
+int mounts_get(const char *path, struct mounts_entry *out);
 
 /** Whether a kvfs, alive or dead, is what is mounted at the (canonical) path. */
 bool mounts_have_kvfs(const char *path);

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,4 +118,13 @@ resources_raise_files(void)
 			return -errno;
 	}
 	return rl.rlim_cur > INT64_MAX ? INT64_MAX : (int64_t)rl.rlim_cur;
+}
+
+void
+resources_keep_memory(void)
+{
+#ifdef __GLIBC__
+	(void)mallopt(M_MMAP_THRESHOLD, 4 << 20); /* else each is mapped and unmapped by itself; it cannot fail with these values */
+	(void)mallopt(M_TRIM_THRESHOLD, 16 << 20);
+#endif
 }

@@ -13,4 +13,10 @@ uint64_t resources_memory(void);
 /** Raise the number of descriptors we may open as far as permitted. Return: the limit now, or -errno. */
 int64_t resources_raise_files(void);
 
+/**
+ * Have malloc keep up to 16 MiB of what is freed (for each of its arenas) rather than give it back: the buffers of a large value
+ * come and go with every commit, and fresh memory costs a fault and the clearing of each page. Before threads are started.
+ */
+void resources_keep_memory(void);
+
 #endif

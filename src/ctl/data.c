@@ -187,6 +187,30 @@ data_wait_end(struct data_wait *w, int rc)
 	return w->err;
 }
 
+bool
+data_is_root(const struct store_key *key)
+{
+	return key->len == sizeof(DATA_ROOT_KEY) - 1 && memcmp(key->data, DATA_ROOT_KEY, key->len) == 0;
+}
+
+int
+data_count_keys(struct store *s, struct io *io, uint64_t *n)
+{
+	const struct store_key root = { DATA_ROOT_KEY, sizeof(DATA_ROOT_KEY) - 1 };
+	struct store_attr attr = { 0 };
+	struct store_stats st;
+	struct data_wait w = { .ended = false };
+	int rc = data_wait_end(&w, store_stat(s, &root, &attr, data_wait_start(&w, io)));
+
+	if (rc && rc != -ENOENT) {
+		ctl_err("cannot count the keys: %s", strerror(-rc));
+		return rc;
+	}
+	store_get_stats(s, &st);
+	*n = st.keys - (rc == 0);
+	return 0;
+}
+
 static int
 take_entry(void *arg, const struct store_entry *e)
 {

@@ -43,6 +43,11 @@ int data_io_create(struct io **out);
 /** Wait for answers and run them. When even that fails the program ends: nothing could ever be closed in order. */
 void data_io_run(struct io *io);
 
+/** The mount's own attributes are kept under this name, which is no key; in an archive they are the member "./". */
+#define DATA_ROOT_KEY ".kvfs"
+
+bool data_is_root(const struct store_key *key);
+
 /** A store call that is waited for. */
 struct data_wait {
 	struct store_req req;
@@ -54,6 +59,9 @@ struct data_wait {
 struct store_req *data_wait_start(struct data_wait *w, struct io *io);
 /** Wait, given what the call returned. Return: the call's result. */
 int data_wait_end(struct data_wait *w, int rc);
+
+/** How many keys the store has: all that it counts but the mount's own attributes. Return: 0 or -errno with a message. */
+int data_count_keys(struct store *s, struct io *io, uint64_t *n);
 
 #define DATA_PAGE_KEYS 1024u
 

@@ -32,7 +32,7 @@ say_result(const char *what, const struct transfer_stats *st, int64_t began)
 		snprintf(expired, sizeof(expired), ", %llu had expired", (unsigned long long)st->expired);
 	if (st->skipped)
 		snprintf(skipped, sizeof(skipped), ", %llu left out", (unsigned long long)st->skipped);
-	ctl_note("%s %llu keys, %s of values, in %.1f s%s%s", what, (unsigned long long)st->keys,
+	ctl_note("%s %llu key%s, %s of values, in %.1f s%s%s", what, (unsigned long long)st->keys, st->keys == 1 ? "" : "s",
 		 ctl_show_bytes(st->bytes), secs, expired, skipped);
 }
 

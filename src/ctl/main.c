@@ -33,7 +33,7 @@ show_usage(void)
 	for (size_t g = 0; g < NGROUPS; g++) {
 		printf("\n%s\n", groups[g].title);
 		for (size_t i = 0; groups[g].commands[i]; i++)
-			printf("  %-6s %-52s %s\n", groups[g].commands[i]->name, groups[g].commands[i]->args,
+			printf("  %-6s %-56s %s\n", groups[g].commands[i]->name, groups[g].commands[i]->args,
 			       groups[g].commands[i]->summary);
 	}
 	puts("\nExit status: 0 done; 1 failed, or damage found; 2 wrong usage; 3 condition not met; 4 no such key.\n"

@@ -20,6 +20,7 @@ static const struct {
 	double index_per_key;     /* RAM, B: entry and bucket slot; tests/test_index, kvbench start: memory_bytes_per_key */
 	double base_ram;          /* RAM, B: program, rings, stacks; scripts/bench threads-10000: daemon_peak_bytes less its keys */
 	double buffers;           /* RAM, B: max_buffers of kvfs.conf, what all open writers may hold */
+	double cache;             /* RAM, B: cache of kvfs.conf, for values that are read */
 	double large_fixed;       /* RAM, B: a value above `inline_max`: its head; scripts/bench --growth: RAM per key */
 	double large_per_chunk;   /* RAM, B: each MiB of it, written in pieces of 128 KiB; tests/test_plan */
 	double inline_max;        /* B: values up to this lie in their record; kvfs-format(5) */
@@ -39,6 +40,7 @@ static const struct {
 	.index_per_key = 64,
 	.base_ram = 32e6,
 	.buffers = 256e6,
+	.cache = 64e6,
 	.large_fixed = 150,
 	.large_per_chunk = 180,
 	.inline_max = 16384,
@@ -132,7 +134,7 @@ compute_sizes(const struct plan_input *in, struct plan *p)
 	p->ram_index = (uint64_t)index;
 	p->ram_keys = (uint64_t)names;
 	p->ram_values = (uint64_t)values;
-	p->ram_buffers = (uint64_t)(k.buffers + k.base_ram);
+	p->ram_buffers = (uint64_t)(k.buffers + k.cache + k.base_ram);
 	p->ram = p->ram_index + p->ram_keys + p->ram_values + p->ram_buffers;
 	p->disk_live = (uint64_t)live;
 	p->disk_log = (uint64_t)(live * (1 + (double)in->compact_percent / 100) + 2.0 * (double)in->segment_size);
@@ -190,8 +192,12 @@ plan_compute(const struct plan_input *in, struct plan *out, const char **why)
 	*why = NULL;
 	if (!in->keys)
 		*why = "the number of keys is missing";
-	else if (!in->key_size || in->key_size > 1024)
+	else if (!in->key_size)
+		*why = "the size of a key is missing";
+	else if (in->key_size > 1024)
 		*why = "a key has 1 to 1024 bytes";
+	else if (in->value_size == PLAN_MISSING)
+		*why = "the size of a value is missing";
 	else if (in->value_size > UINT64_C(1) << 40)
 		*why = "a value has at most 1 TiB";
 	else if (!in->writers)
@@ -274,7 +280,7 @@ plan_print(FILE *f, const struct plan_input *in, const struct plan *p)
 	bytes_line(f, "  keys", (double)p->ram_keys, "", "their bytes");
 	if (p->ram_values)
 		bytes_line(f, "  large values", (double)p->ram_values, "", "lists of extents");
-	bytes_line(f, "  buffers", (double)p->ram_buffers, "", "max_buffers at most, and the program");
+	bytes_line(f, "  buffers", (double)p->ram_buffers, "", "max_buffers and cache at most, and the program");
 	bytes_line(f, "page cache for all", (double)p->disk_live, "", "on top, if every GET is to be answered without the disk");
 	bytes_line(f, "disk", (double)p->disk, "", "at most: log and two checkpoints");
 	bytes_line(f, "  live records", (double)p->disk_live, "", "what is alive in the log");
@@ -383,6 +389,7 @@ run_plan(int argc, char **argv)
 	int c, rc;
 
 	plan_defaults(&in);
+	in.value_size = PLAN_MISSING; /* 0 is a size */
 	while ((c = ctl_getopt(&ctl_plan, argc, argv, ":h", longs, &rc)) != -1) {
 		if (c == -2)
 			return rc;

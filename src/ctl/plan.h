@@ -12,6 +12,8 @@
 #include <stdio.h>
 
 /** What is asked. All sizes in bytes, rates per second. */
+#define PLAN_MISSING UINT64_MAX /* a value_size that was not given */
+
 struct plan_input {
 	uint64_t keys, key_size, value_size;
 	uint64_t put_rate;       /* overwrites and new values */

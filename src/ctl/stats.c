@@ -101,10 +101,10 @@ stats_of_mount(const char *path, bool json)
 /* ---- of a data directory ---- */
 
 static void
-print_store(FILE *f, const struct store_stats *st, const struct disk_space *space)
+print_store(FILE *f, uint64_t keys, const struct store_stats *st, const struct disk_space *space)
 {
 #define ROW(name) fprintf(f, #name " %" PRIu64 "\n", st->name)
-	ROW(keys);
+	fprintf(f, "keys %" PRIu64 "\n", keys);
 	ROW(live_bytes);
 	ROW(log_bytes);
 	ROW(dead_bytes);
@@ -123,34 +123,59 @@ print_store(FILE *f, const struct store_stats *st, const struct disk_space *spac
 }
 
 static int
-stats_of_data(const char *path, bool json)
+count_keys(struct store *s, uint64_t *keys)
 {
-	struct data_open how = { .readonly = true, .frozen = clock_realtime_ns() };
+	struct io *io;
+	int rc = data_io_create(&io);
+
+	if (rc)
+		return rc;
+	rc = data_count_keys(s, io, keys);
+	io_destroy(io);
+	return rc;
+}
+
+static int
+show_store(struct store *s, bool json)
+{
 	struct disk_space space = { 0 };
 	struct store_stats st;
-	struct store *s;
-	struct data d;
+	uint64_t keys;
 	char *text = NULL;
 	size_t size;
 	FILE *f;
-	int rc = data_lock(path, "kvfsctl stats", true, false, &d), err;
+	int rc, err;
+
+	if (count_keys(s, &keys))
+		return CTL_FAILED;
+	store_get_stats(s, &st);
+	err = store_space(s, &space);
+	f = open_memstream(&text, &size);
+	if (f)
+		print_store(f, keys, &st, &space);
+	if (err || !f || fclose(f) != 0) {
+		ctl_err("cannot get the store's figures: %s", strerror(err ? -err : errno));
+		rc = CTL_FAILED;
+	} else {
+		rc = show(text, json);
+	}
+	free(text);
+	return rc;
+}
+
+static int
+stats_of_data(const char *path, bool json)
+{
+	struct data_open how = { .readonly = true, .frozen = clock_realtime_ns() };
+	struct store *s;
+	struct data d;
+	int rc = data_lock(path, "kvfsctl stats", true, false, &d);
 
 	if (rc != CTL_OK)
 		return rc;
 	rc = data_store_open(&d, &how, &s);
 	if (rc == CTL_OK) {
-		store_get_stats(s, &st);
-		err = store_space(s, &space);
-		f = open_memstream(&text, &size);
-		if (f)
-			print_store(f, &st, &space);
-		if (err || !f || fclose(f) != 0) {
-			ctl_err("cannot get the store's figures: %s", strerror(err ? -err : errno));
-			rc = CTL_FAILED;
-		} else {
-			rc = show(text, json);
-		}
-		free(text);
+		rc = show_store(s, json);
 		if (store_close(s) != 0)
 			rc = CTL_FAILED;
 	}

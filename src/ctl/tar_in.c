@@ -418,6 +418,8 @@ take_end(struct tar_in *t)
 	return 0;
 }
 
+#define NO_ARCHIVE "it does not begin as a tar archive does (no tar header; a compressed one has to be unpacked first)"
+
 /* The next header block that says something. 1, 0: end of the archive, or -errno. */
 static int
 next_header(struct tar_in *t, char b[TAR_BLOCK])
@@ -427,6 +429,8 @@ next_header(struct tar_in *t, char b[TAR_BLOCK])
 	n = take_some(t, b, TAR_BLOCK, true);
 	if (n < 0)
 		return (int)n;
+	if (n < (ssize_t)TAR_BLOCK && t->bytes < TAR_BLOCK)
+		return bad(t, "%s", n ? NO_ARCHIVE : "it is empty");
 	if (n < (ssize_t)TAR_BLOCK)
 		return bad(t, "the stream ends without the mark of its end, after %llu bytes",
 			   (unsigned long long)t->bytes);
@@ -438,6 +442,8 @@ next_header(struct tar_in *t, char b[TAR_BLOCK])
 			; /* the writer of a pipe must be able to finish */
 		return n < 0 ? (int)n : 0;
 	}
+	if (!checksum_ok(b) && t->bytes == TAR_BLOCK)
+		return bad(t, "%s", NO_ARCHIVE);
 	if (!checksum_ok(b))
 		return bad(t, "no tar header where one should be, at byte %llu",
 			   (unsigned long long)(t->bytes - TAR_BLOCK));

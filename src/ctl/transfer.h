@@ -9,9 +9,6 @@
 
 #include "store/store.h"
 
-/** The mount's own attributes are kept under this name; it is the member "./" of an archive. */
-#define TRANSFER_ROOT_KEY ".kvfs"
-
 struct transfer_stats {
 	uint64_t keys, bytes; /* transferred; bytes of values */
 	uint64_t expired;     /* load: left out because their time was over */

@@ -123,8 +123,7 @@ static void
 fill_entry(const struct slot *sl, struct tar_entry *e)
 {
 	const struct store_attr *a = &sl->attr;
-	bool root = sl->key.len == sizeof(TRANSFER_ROOT_KEY) - 1 &&
-		    memcmp(sl->key.data, TRANSFER_ROOT_KEY, sl->key.len) == 0;
+	bool root = data_is_root(&sl->key);
 
 	memset(e, 0, offsetof(struct tar_entry, xattrs));
 	e->type = root ? TAR_DIR : TAR_FILE;
@@ -216,7 +215,7 @@ finish_slot(struct dump *d, struct slot *sl)
 		ctl_err("cannot read %s: %s", ctl_show_key(sl->key.data, sl->key.len), strerror(-rc));
 	} else {
 		rc = write_slot(d, sl);
-		d->stats->keys++;
+		d->stats->keys += !data_is_root(&sl->key);
 		d->stats->bytes += sl->attr.size;
 	}
 	if (sl->snap)
@@ -278,7 +277,7 @@ int
 transfer_dump(struct store *s, struct io *io, int fd, struct transfer_stats *stats)
 {
 	struct dump d = { .s = s, .io = io, .stats = stats };
-	struct store_stats st;
+	uint64_t keys;
 	int rc = -ENOMEM;
 
 	memset(stats, 0, sizeof(*stats));
@@ -290,8 +289,10 @@ transfer_dump(struct store *s, struct io *io, int fd, struct transfer_stats *sta
 	if (!d.tar || !d.slots || !d.page || !d.piece || !d.entry) {
 		ctl_err("out of memory");
 	} else {
-		store_get_stats(s, &st);
-		ctl_progress_start("dump", st.keys, false);
+		rc = data_count_keys(s, io, &keys);
+	}
+	if (!rc) {
+		ctl_progress_start("dump", keys, false);
 		rc = dump_all(&d);
 		ctl_progress_end();
 	}

@@ -78,7 +78,7 @@ slot_end(struct slot *sl, int err)
 		load_failed(ld, &sl->commit.key, err);
 		return;
 	}
-	ld->stats->keys++;
+	ld->stats->keys += !data_is_root(&sl->commit.key);
 	ld->stats->bytes += sl->size;
 }
 
@@ -325,8 +325,8 @@ load_dir(struct load *ld)
 
 	if (!tar_in_is_dump(ld->tar) || strcmp(e->name, ".") != 0)
 		return strcmp(e->name, ".") == 0 ? 0 : leave_out(ld, "is a directory; keys are flat");
-	e->name_size = sizeof(TRANSFER_ROOT_KEY) - 1;
-	memcpy(e->name, TRANSFER_ROOT_KEY, e->name_size + 1);
+	e->name_size = sizeof(DATA_ROOT_KEY) - 1;
+	memcpy(e->name, DATA_ROOT_KEY, e->name_size + 1);
 	e->size = 0;
 	return load_file(ld);
 }
@@ -346,7 +346,7 @@ load_member(struct load *ld)
 		return leave_out(ld, "cannot be a key: it is not a name in a flat directory");
 	if (e->name_size > STORE_KEY_MAX)
 		return leave_out(ld, "is longer than a key can be");
-	if (strcmp(e->name, TRANSFER_ROOT_KEY) == 0)
+	if (strcmp(e->name, DATA_ROOT_KEY) == 0)
 		return leave_out(ld, "is a reserved name");
 	if ((e->has & TAR_HAS_EXPIRES) && e->expires <= ld->now) {
 		ld->stats->expired++;

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -246,6 +247,13 @@ show_help(const struct ctl_command *cmd)
 	return ctl_end_output();
 }
 
+/* Was it a letter that getopt did not know, and not a long option with a value that it does not take? */
+static bool
+is_unknown_letter(const char *last)
+{
+	return optopt && optopt <= UCHAR_MAX && !(strncmp(last, "--", 2) == 0 && strchr(last, '='));
+}
+
 int
 ctl_getopt(const struct ctl_command *cmd, int argc, char **argv, const char *letters, const struct option *longs,
 	   int *status)
@@ -262,8 +270,8 @@ ctl_getopt(const struct ctl_command *cmd, int argc, char **argv, const char *let
 		return c;
 	if (optopt && c == ':')
 		*status = ctl_usage(cmd, "option %s needs a value", argv[optind - 1]);
-	else if (optopt && argv[optind - 1][0] == '-' && argv[optind - 1][1] != '-')
-		*status = ctl_usage(cmd, "unknown option -%c", optopt);
+	else if (is_unknown_letter(argv[optind - 1])) /* of a group of letters, which is not done: argv does not show it */
+		*status = ctl_usage(cmd, "unknown option -%c; a key that begins with a dash stands behind --", optopt);
 	else
 		*status = ctl_usage(cmd, "unknown or ambiguous option %s", argv[optind - 1]);
 	return -2;

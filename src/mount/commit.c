@@ -6,7 +6,9 @@
  * key (unlink and rename are excluded meanwhile), submits one store_commit, and afterwards brings the key's nodes in
  * line. Several commits of one key by different handles are under way at once; the engine decides their order.
  *
- * An uncertain result (engines across a network) is resolved by asking again: a commit of whole content may be repeated.
+ * An uncertain result (engines across a network) is resolved by asking again: a commit of whole content may be repeated. If it
+ * has a condition, the answer is to tell whether it was this one: so it is the only one of its key that is under way, and
+ * the condition has been looked at before.
  */
 #include "mount/mount.h"
 #include "base/diag.h"
@@ -110,6 +112,49 @@ edits_settled(struct worker_barrier *b)
 	rq_run(container_of(b, struct rq, barrier));
 }
 
+static bool
+publish_has_condition(const struct handle *h)
+{
+	return !h->published && (h->excl || h->has_if_version);
+}
+
+/*
+ * The commit has a condition: does the key, r->err and r->attr, meet it? Return: 0, or the errno of close.
+ */
+static int
+condition_met(const struct rq *r)
+{
+	const struct store_commit *c = &r->commit;
+
+	if (c->cond == STORE_COND_ABSENT)
+		return r->err ? 0 : -EEXIST;
+	return (r->err ? 0 : r->attr.version) == c->cond_version ? 0 : -ECANCELED;
+}
+
+/*
+ * Its outcome was uncertain. The condition held before, and nobody else here has changed the key since: if it has our inode
+ * number and does not meet the condition now, that was our doing.
+ */
+static bool
+condition_used_up(const struct rq *r)
+{
+	return r->commit.cond != STORE_COND_NONE && r->err == 0 && r->attr.ino == r->commit.attr.ino && condition_met(r);
+}
+
+/* Commits of a key with a condition, and all others, exclude each other. As rq_park(). */
+static enum rq_result
+publish_alone(struct rq *r, const struct handle *h)
+{
+	struct key *k = h->key;
+	bool condition = publish_has_condition(h);
+
+	if (k->deciding || (condition && k->publishing))
+		return rq_park(r, &k->turn_waiters);
+	if (condition && k->edit && k->edit->committing)
+		return rq_park(r, &k->edit->waiters);
+	return RQ_DONE;
+}
+
 /* A value was committed under the key: editors follow it, readers find it on the writer's node once that is free. */
 static enum rq_result
 published(struct rq *r)
@@ -183,14 +228,14 @@ publish_committed(struct rq *r)
 	int err = r->err;
 
 	if (err == STORE_UNCERTAIN && ++r->tries < UNCERTAIN_TRIES) {
-		/* Once more; if the first one did happen, our own inode number is there already. */
-		r->state = 4;
+		/* Once more, unless it has a condition and did happen. */
 		r->err = store_stat(r->m->store, rq_key_of(r, h->key), &r->attr, rq_store(r, 4));
 		return r->err == STORE_PENDING ? RQ_WAIT : publish_step(r);
 	}
 	d->committing = false;
 	rq_resume_all(&d->waiters);
 	r->turn->publishing--;
+	r->turn->deciding = false;
 	rq_resume_all(&r->turn->turn_waiters);
 	turn_end_share(r);
 	if (err == STORE_UNCERTAIN)
@@ -202,6 +247,7 @@ publish_committed(struct rq *r)
 	d->cgen = r->version;
 	candidate_end(h);
 	h->published = true;
+	h->as_version = r->commit.out.version;
 	return published(r);
 }
 
@@ -241,12 +287,26 @@ publish_step(struct rq *r)
 			return RQ_WAIT;
 		if (!h->key->named)
 			return go_on(r, -EIO);
-		if (turn_share(r, h->key) == RQ_WAIT)
+		if (publish_alone(r, h) == RQ_WAIT || turn_share(r, h->key) == RQ_WAIT)
 			return RQ_WAIT;
 		d->committing = true;
 		h->key->publishing++;
+		h->key->deciding = publish_has_condition(h);
 		r->version = d->wgen;
 		publish_fill(r, h, h->key);
+		if (r->commit.cond == STORE_COND_NONE) {
+			r->state = 5;
+			return publish_step(r);
+		}
+		r->err = store_stat(r->m->store, rq_key_of(r, h->key), &r->attr, rq_store(r, 6));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	case 6:
+		if (r->err == 0 || r->err == -ENOENT)
+			r->err = condition_met(r);
+		if (r->err)
+			return publish_committed(r);
 		/* fallthrough */
 	case 5:
 		r->err = store_commit(r->m->store, &r->commit, rq_store(r, 1));
@@ -258,7 +318,7 @@ publish_step(struct rq *r)
 	case 2:
 		return published_follow(r);
 	case 4:
-		if (r->err == 0 && r->attr.ino == r->commit.attr.ino && r->commit.cond == STORE_COND_ABSENT) {
+		if (condition_used_up(r)) {
 			r->commit.out = r->attr;
 			r->state = 1;
 			return publish_committed(r);

@@ -52,11 +52,17 @@ static const char *const opcode_name[64] = {
 	[46] = "lseek", [47] = "copy_file_range", [51] = "tmpfile", [52] = "statx",
 };
 
+uint64_t
+ctl_count_keys(const struct kvfs_mount *m, const struct store_stats *s)
+{
+	return s->keys - (m->root_stored && s->keys);
+}
+
 static void
-add_store(struct text *t, const struct store_stats *s)
+add_store(struct text *t, uint64_t keys, const struct store_stats *s)
 {
 #define ROW(name) add(t, #name " %" PRIu64 "\n", s->name)
-	ROW(keys);
+	add(t, "keys %" PRIu64 "\n", keys);
 	ROW(live_bytes);
 	ROW(log_bytes);
 	ROW(dead_bytes);
@@ -65,6 +71,7 @@ add_store(struct text *t, const struct store_stats *s)
 	ROW(mem_keys);
 	ROW(mem_values);
 	ROW(mem_drafts);
+	ROW(mem_cache);
 	ROW(commits);
 	ROW(batches);
 	ROW(batch_bytes);
@@ -78,6 +85,7 @@ add_store(struct text *t, const struct store_stats *s)
 	ROW(metas);
 	ROW(expired);
 	ROW(gets);
+	ROW(cache_hits);
 	ROW(reads);
 	ROW(disk_reads);
 	ROW(read_bytes);
@@ -103,7 +111,7 @@ render_stats(struct kvfs_mount *m, struct text *t)
 	char why[256] = "";
 
 	store_get_stats(m->store, &s);
-	add_store(t, &s);
+	add_store(t, ctl_count_keys(m, &s), &s);
 	add(t, "health %s\n", health[store_get_health(m->store, why, sizeof why)]);
 	add(t, "kernel_nodes %" PRIu64 "\nopen_handles %" PRIu64 "\n", m->nodes.count, m->nhandles);
 	add(t, "moves_reader %" PRIu64 "\nmoves_writer %" PRIu64 "\nmove_fallbacks %" PRIu64 "\n", m->counters.moves_reader,

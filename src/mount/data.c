@@ -57,6 +57,7 @@ read_step(struct rq *r)
 	handle_arrived(h);
 	if (h->kind == H_CTL)
 		return read_ctl(r);
+	n->filled |= !h->direct;
 	if (h->kind == H_REPL)
 		r->draft = mdraft_ref(h->draft);
 	else if (h->snap)
@@ -96,6 +97,8 @@ op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file
 }
 
 /* ---- WRITE ---- */
+
+#define SMALLEST_PAGE 4096u /* of the kernels there are */
 
 static enum rq_result
 write_reply(struct rq *r)
@@ -142,13 +145,16 @@ write_done(struct rq *r)
 	}
 	struct node *x = k->edit_node;
 
-	if (x && x->ksize >= 0 && x->ksize < (int64_t)(r->off + r->size))
+	if (x && r->misplaced)
+		x->ksize = -1;
+	else if (x && x->ksize >= 0 && x->ksize < (int64_t)(r->off + r->size))
 		x->ksize = (int64_t)(r->off + r->size);
 	/*
 	 * The kernel put an append elsewhere in its pages, or went around them: drop those. Not waited for: it holds the
-	 * pages of this very write locked until it is answered.
+	 * pages of this very write locked until it is answered. Where there are none it is better left alone, because a
+	 * GETATTR that the notification overtakes is ignored, and a read would end at the kernel's wrong size.
 	 */
-	if (r->flag)
+	if (r->flag || (r->misplaced && (!x || x->filled)))
 		notify_inval_node(m, x ? x->nodeid : h->node->nodeid, true, NULL);
 	if (r->sync == STORE_SYNC_DURABLE && k->named) {
 		r->key = key_ref(k);
@@ -186,9 +192,11 @@ write_edit(struct rq *r)
 	if (h->append && !r->flag2) {
 		uint64_t end = store_draft_size(m->store, k->edit->draft);
 
-		r->flag = end != r->off;
+		r->misplaced = end != r->off;
 		r->off = end;
 	}
+	/* A part of a page that the kernel does not have stays one that it does not have. */
+	h->node->filled |= !h->direct && r->size >= SMALLEST_PAGE;
 	if (h->direct && k->edit_node && k->edit_node->opens)
 		r->flag = true;
 	return RQ_DONE;

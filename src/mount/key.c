@@ -12,12 +12,13 @@
 #include <xxhash.h>
 
 /*
- * How long the second walk of an OPEN may take: it may need the directory's lock, behind a queue of unlinks each of which
- * waits for a flush. A writer gets a fresh node whenever it comes; a reader would get an old version if what comes is
- * not the second walk but a later open.
+ * The second walk of an OPEN may take any time: it may need the directory's lock, behind a queue of unlinks each of which
+ * waits for a flush. The kernel always makes it, unless the thread is killed. So a move lasts as long as its thread; that
+ * one is looked for now and then. (Where threads cannot be told from each other it has to end by time.) What is kept for a
+ * reader is what he gets only for a while, in case that what comes is not the second walk but a later open.
  */
-#define MOVE_NS        (INT64_C(2) * 1000000000)
-#define MOVE_WRITER_NS (INT64_C(120) * 1000000000)
+#define MOVE_NS      (INT64_C(2) * 1000000000)
+#define MOVE_LOOK_NS (INT64_C(120) * 1000000000)
 
 static uint64_t
 name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
@@ -310,6 +311,25 @@ key_has_live_writers(const struct key *k)
 	return !list_empty(&k->writers);
 }
 
+bool
+handle_clean(const struct handle *h)
+{
+	return h->published && h->draft->cgen == h->draft->wgen;
+}
+
+struct handle *
+key_own_unpublished(struct key *k, pid_t pid)
+{
+	for (struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		struct handle *h = list_entry(l, struct handle, of_key);
+		bool gone;
+
+		if (!h->cancelled && !handle_clean(h) && proc_same(h->opener, pid, &gone))
+			return h;
+	}
+	return NULL;
+}
+
 struct handle *
 key_own_writer(struct key *k, pid_t pid)
 {
@@ -570,25 +590,40 @@ release_settle(struct rq *r)
 	return RQ_WAIT;
 }
 
+enum rq_result
+own_settle(struct rq *r, struct key *k)
+{
+	return key_own_writer(k, r->pid) && !key_own_unpublished(k, r->pid) ? release_settle(r) : RQ_DONE;
+}
+
 /* ---- moves ---- */
 
-void
+struct move *
 move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer)
 {
 	struct move *mv = malloc(sizeof *mv);
+	int64_t now = mono_ns();
 
 	if (!mv) {
 		n->claimed = false;
 		node_settle(m, n);
-		return;
+		return NULL;
 	}
-	*mv = (struct move){.tid = tid, .key = key_ref(k), .node = n, .writer = writer,
-			   .until = mono_ns() + (writer ? MOVE_WRITER_NS : MOVE_NS)};
+	*mv = (struct move){
+		.tid = tid,
+		.key = key_ref(k),
+		.node = n,
+		.writer = writer,
+		.replaces = writer,
+		.until = now + MOVE_NS,
+		.look = now + (tid || writer ? MOVE_LOOK_NS : MOVE_NS),
+	};
 	if (writer)
 		n->claimed = true;
 	else
 		n->reserved++;
 	list_add_tail(&m->moves, &mv->link);
+	return mv;
 }
 
 struct move *
@@ -615,18 +650,85 @@ move_to(struct kvfs_mount *m, pid_t tid, const struct node *n)
 	return NULL;
 }
 
+/*
+ * The first LOOKUP after the ESTALE tells what name is walked by. One by another name comes later: the program was told
+ * something else, such as that it may not. Threads of another pid namespace are all one here; there the key's name decides.
+ */
+struct move *
+move_walk(struct rq *r)
+{
+	struct kvfs_mount *m = r->m;
+
+	if (list_empty(&m->moves))
+		return NULL;
+	uint64_t name = name_hash(m, r->name, r->name_len) | 1;
+
+	for (struct list *l = m->moves.next, *next; l != &m->moves; l = next) {
+		struct move *mv = list_entry(l, struct move, link);
+
+		next = l->next;
+		if (mv->tid != r->pid)
+			continue;
+		if (!r->pid) {
+			if (mv->key && (mv->moved || (mv->key->name_len == r->name_len &&
+						      memcmp(mv->key->name, r->name, r->name_len) == 0)))
+				return mv;
+			continue;
+		}
+		if (!mv->walk)
+			mv->walk = name;
+		if (mv->walk == name)
+			return mv;
+		move_end(m, mv);
+	}
+	return NULL;
+}
+
 void
-move_end(struct kvfs_mount *m, struct move *mv)
+move_check(struct kvfs_mount *m, pid_t tid, const struct node *n)
+{
+	if (!tid || list_empty(&m->moves))
+		return;
+	uint64_t name = name_hash(m, n->key->name, n->key->name_len) | 1;
+
+	for (struct list *l = m->moves.next, *next; l != &m->moves; l = next) {
+		struct move *mv = list_entry(l, struct move, link);
+
+		next = l->next;
+		if (mv->tid == tid && mv->node != n && mv->walk && mv->walk != name)
+			move_end(m, mv);
+	}
+}
+
+bool
+move_fresh(const struct move *mv)
+{
+	return mono_ns() < mv->until;
+}
+
+void
+move_unpin(struct kvfs_mount *m, struct move *mv)
 {
 	struct node *n = mv->node;
+	struct key *k = mv->key;
 
-	list_del(&mv->link);
+	if (!n)
+		return;
+	mv->node = NULL;
+	mv->key = NULL;
 	if (mv->writer)
 		n->claimed = false;
 	else
 		n->reserved--;
 	node_settle(m, n);
-	key_put(m, mv->key);
+	key_put(m, k);
+}
+
+void
+move_end(struct kvfs_mount *m, struct move *mv)
+{
+	list_del(&mv->link);
+	move_unpin(m, mv);
 	free(mv);
 }
 
@@ -641,14 +743,18 @@ move_sweep(struct kvfs_mount *m)
 		struct move *mv = list_entry(l, struct move, link);
 
 		next = l->next;
-		if (mv->until <= now)
+		if (mv->look > now)
+			continue;
+		if (proc_gone(mv->tid))
 			move_end(m, mv);
+		else
+			mv->look = now + MOVE_LOOK_NS;
 	}
 }
 
 /* ---- renames that the kernel makes twice ---- */
 
-#define RENAME_WALK_NS (INT64_C(60) * 1000000000) /* a thread that has not come back by then was killed */
+#define RENAME_WALK_NS (INT64_C(60) * 1000000000) /* a thread that has not come back by then may have been killed */
 
 static struct rename_walk *
 rename_walk_find(struct kvfs_mount *m, pid_t tid)
@@ -673,7 +779,24 @@ void
 rename_walk_end_all(struct kvfs_mount *m)
 {
 	while (!list_empty(&m->rename_walks))
+		/* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): list_del() has taken the one before out */
 		rename_walk_end(list_entry(m->rename_walks.next, struct rename_walk, link));
+}
+
+static void
+rename_walk_sweep(struct kvfs_mount *m, int64_t now)
+{
+	for (struct list *l = m->rename_walks.next, *next; l != &m->rename_walks; l = next) {
+		struct rename_walk *w = list_entry(l, struct rename_walk, link);
+
+		next = l->next;
+		if (w->until > now)
+			continue;
+		if (proc_gone(w->tid))
+			rename_walk_end(w);
+		else
+			w->until = now + RENAME_WALK_NS;
+	}
 }
 
 bool
@@ -696,12 +819,7 @@ rename_walk_begin(struct rq *r, bool needed)
 	r->walk = (struct rename_walk){.tid = r->pid};
 	if (!needed)
 		return false;
-	while (!list_empty(&m->rename_walks)) {
-		w = list_entry(m->rename_walks.next, struct rename_walk, link);
-		if (w->until > now)
-			break;
-		rename_walk_end(w);
-	}
+	rename_walk_sweep(m, now);
 	w = r->pid ? malloc(sizeof *w) : NULL;
 	if (!w)
 		return false;

@@ -19,17 +19,6 @@ entry_reply(struct rq *r, struct node *n, const struct store_attr *a, bool uncac
 	return RQ_DONE;
 }
 
-/* The move that says that this is the second walk of an OPEN of the name, or NULL. */
-static struct move *
-second_walk(const struct rq *r)
-{
-	struct move *mv = move_find(r->m, r->pid, NULL);
-
-	if (mv && (mv->moved || (mv->key->name_len == r->name_len && memcmp(mv->key->name, r->name, r->name_len) == 0)))
-		return mv;
-	return NULL;
-}
-
 /*
  * The node by which the name leads its writer to what he has pending there. His own, unless he shares that with a
  * replacement that has gone over to another name: then one that stands for it.
@@ -73,10 +62,10 @@ lookup_absent(struct rq *r, struct key *k)
 		return entry_reply(r, n, &a, true);
 	}
 	double t = FOREVER_S;
-	struct move *lost = second_walk(r);
+	struct move *lost = move_walk(r);
 
-	if (lost) /* the walk ends here */
-		move_end(m, lost);
+	if (lost) /* the walk ends here, unless the kernel asks once more, and it has come back */
+		move_unpin(m, lost);
 	if (k && (key_has_live_writers(k) || k->closing || k->sharing || k->exclusive))
 		t = 0;
 	if (m->lease_ns != STORE_LEASE_FOREVER && (double)m->lease_ns / 1e9 < t)
@@ -88,13 +77,14 @@ lookup_absent(struct rq *r, struct key *k)
 
 /*
  * The second walk of a thread that an OPEN has sent away: what the name stands for now is kept for it, so that somebody
- * who replaces the key over and over by rename cannot send it away again (the kernel would tell the program ESTALE).
+ * who replaces the key over and over cannot send it away again (the kernel would tell the program ESTALE). Each LOOKUP
+ * does so anew: the kernel makes one or two, perhaps a long time apart, and the last one is what it opens.
  */
 static enum rq_result
 lookup_again(struct rq *r, struct key *k, struct move *lost)
 {
 	struct kvfs_mount *m = r->m;
-	bool writer = lost->writer;
+	bool writer = lost->replaces;
 	struct node *n = writer ? node_new(m, k) : key_node(m, k, r->attr.version);
 
 	if (!n)
@@ -107,7 +97,12 @@ lookup_again(struct rq *r, struct key *k, struct move *lost)
 			node_set_snap(m, n, s, &r->attr);
 		}
 	}
-	move_add(m, r->pid, k, n, writer);
+	struct move *mv = move_add(m, r->pid, k, n, writer);
+
+	if (!mv)
+		return rq_err(r, -ENOMEM);
+	mv->walk = lost->walk;
+	mv->xattr = lost->xattr;
 	move_end(m, lost);
 	attr_overlay(m, k, n, &r->attr);
 	return entry_reply(r, n, &r->attr, true);
@@ -129,22 +124,11 @@ lookup_found(struct rq *r)
 	if (!k)
 		return rq_err(r, -ENOMEM);
 	k->ino = r->attr.ino;
-	mv = move_find(m, r->pid, k);
-	/* the way back to one's own unpublished key, or from a key that had ended: there is a committed one now */
-	if (mv && (mv->node->moved || (!mv->writer && !mv->node->snap && mv->node != k->edit_node))) {
-		move_end(m, mv);
-		mv = NULL;
-	}
-	if (mv && mv->writer)
+	mv = move_walk(r);
+	if (mv && mv->writer && mv->key == k && !mv->node->moved)
 		return entry_reply(r, mv->node, &r->attr, true);
-	if (mv && mv->node != k->edit_node) /* the version that was pinned for it, whatever was committed since */
-		return entry_reply(r, mv->node, &mv->node->attr, true);
-	if (r->raw_snap && !mv) {
-		struct move *lost = second_walk(r);
-
-		if (lost)
-			return lookup_again(r, k, lost);
-	}
+	if (mv && r->raw_snap)
+		return lookup_again(r, k, mv);
 	n = key_node(m, k, r->attr.version);
 	if (!n)
 		return rq_err(r, -ENOMEM);
@@ -187,7 +171,7 @@ lookup_step(struct rq *r)
 		if (r->key && key_settle(r, r->key, NULL) == RQ_WAIT)
 			return RQ_WAIT;
 		r->attr.lease_ns = STORE_LEASE_FOREVER;
-		if (second_walk(r))
+		if (move_walk(r))
 			r->err = store_snap_open(m->store, rq_key_name(r, r->name, r->name_len), &r->raw_snap, &r->attr,
 						 rq_store(r, 1));
 		else
@@ -208,6 +192,10 @@ lookup_step(struct rq *r)
 		}
 		if (r->err == -ENOENT) {
 			lookup_key(r); /* it may have expired meanwhile, and left what is pending to another */
+			if (r->key && own_settle(r, r->key) == RQ_WAIT) {
+				r->state = 0;
+				return RQ_WAIT;
+			}
 			return lookup_absent(r, r->key);
 		}
 		if (r->err == -EIO) /* damaged: it is there, but cannot be read */
@@ -357,6 +345,18 @@ getattr_frozen(struct rq *r, struct node *n)
 	return attr_reply(r, n, &a, true, NULL);
 }
 
+/* The times that a replacement under way has for its writer. */
+static void
+draft_times(const struct mdraft *d, struct store_attr *a)
+{
+	if (d->have_mtime)
+		a->mtime = d->mtime;
+	else if (d->touched)
+		a->mtime = d->touched;
+	if (d->changed > a->ctime)
+		a->ctime = d->changed;
+}
+
 static enum rq_result
 getattr_step(struct rq *r)
 {
@@ -388,8 +388,14 @@ getattr_step(struct rq *r)
 			if (turn_watch(r, k, r->err ? 0 : r->attr.ino, &again) == RQ_WAIT)
 				return again ? getattr_step(r) : RQ_WAIT;
 		}
-		if (!own)
+		if (!own) {
 			own = r->err == -ENOENT || n->hidden ? pending_writer_on(m, n, r->pid) : writer;
+			if (own && handle_clean(own) && (r->err || r->attr.version != own->as_version) &&
+			    release_settle(r) == RQ_WAIT) { /* it may be closed: then it tells nothing any more */
+				r->state = 0;
+				return RQ_WAIT;
+			}
+		}
 		if (r->err && (r->err != -ENOENT || !own)) {
 			if (r->err == -ENOENT && n->opens)
 				return getattr_frozen(r, n);
@@ -400,12 +406,8 @@ getattr_step(struct rq *r)
 		r->attr.ino = k->ino;
 		if (own) {
 			r->attr.size = store_draft_size(m->store, own->draft->draft);
-			if (own->draft->have_mtime)
-				r->attr.mtime = own->draft->mtime;
-			else if (own->draft->touched)
-				r->attr.mtime = own->draft->touched;
-			if (own->draft->changed > r->attr.ctime)
-				r->attr.ctime = own->draft->changed;
+			if (!handle_clean(own))
+				draft_times(own->draft, &r->attr);
 			enum rq_result res = attr_reply(r, n, &r->attr, true, own);
 
 			if (own->cancelled)
@@ -647,8 +649,12 @@ setattr_attrs(struct rq *r)
 	default:
 		if (r->err && r->err != -ENOENT)
 			return rq_err(r, r->err);
+		if (r->err && own_settle(r, k) == RQ_WAIT) {
+			r->state = 0;
+			return RQ_WAIT;
+		}
 		setattr_translate(r, r->err ? &k->created : &r->attr);
-		own = n->writers ? key_own_writer(k, r->pid) : NULL;
+		own = n->writers ? key_own_unpublished(k, r->pid) : NULL;
 		if (!own && r->err)
 			own = pending_writer_on(m, n, r->pid);
 		if (own && setattr_draft_times(own->draft, &r->commit))
@@ -718,9 +724,13 @@ truncate_end(struct rq *r)
 		k->edit_node = k->edit ? k->edit_node : NULL;
 		return setattr_size_committed(r);
 	}
-	if (k->edit_node && k->edit_node->nodeid != r->nodeid) {
+	if (k->edit_node && k->edit_node->nodeid != r->nodeid && !r->flag2) {
+		/* Waited for: a GETATTR that it overtakes is ignored by the kernel. */
 		k->edit_node->ksize = -1;
-		notify_inval_node(m, k->edit_node->nodeid, true, NULL);
+		r->flag2 = true;
+		r->step = truncate_end;
+		notify_inval_node(m, k->edit_node->nodeid, true, r);
+		return RQ_WAIT;
 	}
 	return k->edit_node ? editor_gone_start(r, setattr_size_committed) : setattr_size_committed(r);
 }
@@ -755,6 +765,8 @@ setattr_size(struct rq *r)
 			enum rq_result res = edit_draft_get(r, k);
 
 			if (res == RQ_WAIT)
+				return RQ_WAIT;
+			if (r->err == -ENOENT && own_settle(r, k) == RQ_WAIT)
 				return RQ_WAIT;
 			if (r->err == -ENOENT && pending_writer_on(m, n, r->pid))
 				r->err = -EBUSY; /* as with open: a new key of one's own is not for edits yet */
@@ -894,7 +906,7 @@ statfs_step(struct rq *r)
 		.f_blocks = sp.total / unit,
 		.f_bfree = sp.free / unit,
 		.f_bavail = sp.avail / unit,
-		.f_files = ss.keys + (sp.avail / unit),
+		.f_files = ctl_count_keys(m, &ss) + (sp.avail / unit),
 		.f_ffree = sp.avail / unit,
 		.f_favail = sp.avail / unit,
 		.f_namemax = STORE_KEY_MAX,

@@ -117,6 +117,7 @@ struct key {
 	uint8_t *created_xattrs;
 	uint32_t created_xattr_size;
 	unsigned publishing;  /* commits of replacements under way: edits are not committed on top of them */
+	bool deciding;        /* the one under way has a condition: it is alone */
 	bool need_sync;       /* something was committed without a flush since the last one */
 	/* Turns: publications and attribute changes share, unlink and rename exclude. */
 	unsigned sharing;
@@ -143,6 +144,7 @@ struct node {
 	uint64_t version;  /* of its content while it is open or reserved */
 	uint64_t told;     /* of all attributes that the kernel was told of late; 0: none, or of a value being written */
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
+	bool filled;       /* since they were dropped last the kernel has read some, or written whole ones */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
 	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
@@ -171,6 +173,7 @@ struct handle {
 	bool published, cancelled;
 	bool candidate; /* flushed, with something left to publish, and not written to since: counted in key->candidates */
 	bool dying; /* its last flush came from a process other than its opener that a signal was killing */
+	uint64_t as_version;   /* the version that its last publication got */
 	bool has_if_version;   /* publish only if the key's version is if_version */
 	uint64_t if_version;
 	bool set_expiry;
@@ -180,15 +183,22 @@ struct handle {
 	size_t text_len;
 };
 
-/* An OPEN that was answered ESTALE: the same thread's LOOKUPs of that name lead to `node`. */
+/*
+ * An OPEN (or a call for xattrs) that was answered ESTALE: the same thread's LOOKUPs of that name lead to a node that is
+ * kept for it. It must not be sent away again, since the program would be told: this lasts until it has opened or ended.
+ */
 struct move {
 	struct list link;
 	pid_t tid;
-	struct key *key;
+	struct key *key;   /* both NULL: to none (any more) */
 	struct node *node;
-	bool writer;
-	bool moved;    /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
-	int64_t until; /* monotonic ns */
+	bool writer;       /* the node is claimed, else reserved */
+	bool replaces;     /* the OPEN is a replacing writer's */
+	bool moved;        /* sent away from a node whose key was renamed: the walk is by a name that is not the key's */
+	bool xattr;        /* no OPEN: a call for xattrs */
+	uint64_t walk;     /* hash of the name that the second walk asks for; 0: not known yet */
+	int64_t until;     /* monotonic ns: so long the version that is kept for a reader is what he gets */
+	int64_t look;      /* monotonic ns: see then whether the thread is still there */
 };
 
 /*
@@ -241,6 +251,7 @@ struct rq {
 	unsigned tries;
 	enum store_sync sync;
 	bool snap_asked;   /* edit_draft_get: it waits for the committed value */
+	bool misplaced;    /* WRITE: an append whose place is not what the kernel believed */
 	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
 	struct rename_walk walk; /* ... and this was known of the first */
@@ -287,7 +298,7 @@ struct kvfs_mount {
 	struct list handles;
 	struct list lock_waiters;
 	struct store_attr root_attr; /* of the mount's root; kept in the store under the reserved name */
-	bool root_stored;
+	bool root_stored;            /* they are: the store has a record that is no key */
 	int64_t root_changed;
 	uint64_t lease_ns;  /* the smallest lease the engine has given */
 	struct notifier *notifier;
@@ -389,12 +400,22 @@ void turn_end_share(struct rq *r);
 enum rq_result turn_watch(struct rq *r, struct key *k, uint64_t ino, bool *again);
 void turn_end_exclude(struct key *k);
 
-void move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
+/** Return: the new one; NULL: no memory. */
+struct move *move_add(struct kvfs_mount *m, pid_t tid, struct key *k, struct node *n, bool writer);
 /** k NULL: of any key. */
 struct move *move_find(struct kvfs_mount *m, pid_t tid, const struct key *k);
 /** The thread's move to this node (whose key may have become another since), or NULL. */
 struct move *move_to(struct kvfs_mount *m, pid_t tid, const struct node *n);
+/** The move whose second walk this LOOKUP belongs to, or NULL. Ends those of a walk that has gone elsewhere. */
+struct move *move_walk(struct rq *r);
+/** An OPEN of n by this thread: end those of its moves whose walk does not lead here. */
+void move_check(struct kvfs_mount *m, pid_t tid, const struct node *n);
+/** May what is kept for it be taken for the latest value? */
+bool move_fresh(const struct move *mv);
+/** The walk has found nothing: keep nothing for it. It goes on being one that must not be sent away. */
+void move_unpin(struct kvfs_mount *m, struct move *mv);
 void move_end(struct kvfs_mount *m, struct move *mv);
+/** Forget those whose thread has ended. */
 void move_sweep(struct kvfs_mount *m);
 /**
  * Is this RENAME to be made twice? Return: true: answer ESTALE; false: not needed, or this is the second time (r->walk is
@@ -416,11 +437,22 @@ enum rq_result release_settle(struct rq *r);
 /** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */
 struct handle *key_own_writer(struct key *k, pid_t pid);
 bool key_has_live_writers(const struct key *k);
+/** All that was written through this replacement has been published. Perhaps it is closed, and its RELEASE on its way. */
+bool handle_clean(const struct handle *h);
+/** The caller's pending replacement on k that has something left to publish, or NULL. */
+struct handle *key_own_unpublished(struct key *k, pid_t pid);
+/**
+ * Nothing is committed under k's name, so what the caller has pending there counts; but if that is published, he may have
+ * closed it. As release_settle().
+ */
+enum rq_result own_settle(struct rq *r, struct key *k);
 
 /* ---- proc.c: what /proc tells of a caller ---- */
 
 /** Do both thread ids belong to one process? `gone`: the opener exists no more. */
 bool proc_same(pid_t opener, pid_t pid, bool *gone);
+/** Has the thread ended? */
+bool proc_gone(pid_t tid);
 /** Is the thread dying from a signal? */
 bool proc_killed(pid_t tid);
 
@@ -464,8 +496,8 @@ int notifier_start(struct kvfs_mount *m);
 void notifier_stop(struct kvfs_mount *m);
 /**
  * Queue; `wake` (may be NULL) is resumed when it has been done. m->lock held. A notification that waits in the kernel
- * for a lock held by one of our clients keeps a killed daemon half alive, so the log engine's mount sends none that take
- * the directory's lock.
+ * for a lock held by one of our clients keeps a killed daemon half alive until the helper ends the connection
+ * (base/helper.h), so the log engine's mount sends hardly any that take the directory's lock.
  */
 void notify_inval_node(struct kvfs_mount *m, uint64_t nodeid, bool data, struct rq *wake);
 void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake);
@@ -473,6 +505,9 @@ void notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, str
 void notify_expired(struct kvfs_mount *m, const char *name, uint32_t len, uint64_t ino);
 
 /* ---- ctl.c: the files of .kvfs ---- */
+
+/** How many keys there are: all that the engine counts but the root's own record. */
+uint64_t ctl_count_keys(const struct kvfs_mount *m, const struct store_stats *s);
 
 /** nodeid of a control file, 0: no such name. */
 uint64_t ctl_lookup(const char *name);

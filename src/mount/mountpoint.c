@@ -9,6 +9,7 @@
 #include "base/mounts.h"
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#define CONTROL_DIR "/sys/fs/fuse/connections"
 #define MAX_DEAD_MOUNTS 64 /* stacked on one directory: more is a mistake somewhere */
 
 extern char **environ;
@@ -108,20 +110,36 @@ mountpoint_unmount(const char *path)
 	return errno == EPERM ? unmount_by_helper(path) : -errno;
 }
 
+int
+mountpoint_open_abort(const char *path)
+{
+	struct mounts_entry top;
+	char file[64];
+	int fd, rc = mounts_get(path, &top);
+
+	if (rc)
+		return rc;
+	if (strcmp(top.type, MOUNTS_TYPE) != 0)
+		return -ENOENT;
+	(void)snprintf(file, sizeof(file), CONTROL_DIR "/%u/abort", top.minor); /* it fits */
+	fd = open(file, O_WRONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
 /* Take dead kvfs mounts away until what is below them answers. */
 static int
 replace_dead(const char *path, struct stat *st, char *err, size_t cap)
 {
-	char type[64] = "";
+	struct mounts_entry top;
 	int rc = 0, n;
 
 	for (n = 0; n < MAX_DEAD_MOUNTS && stat(path, st) < 0; n++) {
 		if (errno != ENOTCONN && errno != ECONNABORTED)
 			break;
-		rc = mounts_get_type(path, type, sizeof(type));
-		if (rc == 0 && strcmp(type, MOUNTS_TYPE) != 0) {
+		rc = mounts_get(path, &top);
+		if (rc == 0 && strcmp(top.type, MOUNTS_TYPE) != 0) {
 			snprintf(err, cap, "mount point %s: a dead mount of type %s is in the way; unmount it: umount -l %s",
-				 path, *type ? type : "unknown", path);
+				 path, *top.type ? top.type : "unknown", path);
 			return -ENOTCONN;
 		}
 		if (rc == 0)

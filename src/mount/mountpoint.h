@@ -22,6 +22,13 @@ int mountpoint_resolve(const char *given, char **out, char *err, size_t cap);
 int mountpoint_unmount(const char *path);
 
 /**
+ * A file of the kernel's for the kvfs that has just been mounted on top at `path`: whatever is written to it ends that
+ * connection, and no other, however long after. Asks nothing of what is mounted.
+ * Return: a descriptor, or -errno (-ENOENT: the control file system of FUSE is not mounted where it belongs).
+ */
+int mountpoint_open_abort(const char *path);
+
+/**
  * Make sure that one can mount on `path`: a directory, no live kvfs on it. Dead ones ("Transport endpoint is not
  * connected") are unmounted, with a message; contents that the mount will hide are worth a warning.
  * @patience_ns: how long a kvfs there may take to turn out dead: the kernel takes the connection down some time after its

@@ -105,7 +105,7 @@ unlink_step(struct rq *r)
 		k = r->key;
 		if (!k)
 			return rq_err(r, -ENOMEM);
-		if (!r->exclusive && key_settle(r, k, NULL) == RQ_WAIT)
+		if (!r->exclusive && (key_settle(r, k, NULL) == RQ_WAIT || own_settle(r, k) == RQ_WAIT))
 			return RQ_WAIT;
 		if (turn_exclude(r, k, &r->exclusive) == RQ_WAIT)
 			return RQ_WAIT;
@@ -500,7 +500,7 @@ rename_step(struct rq *r)
 			r->key2 = key_get(m, r->name2, r->name2_len);
 		if (!r->key || !r->key2)
 			return rename_end(r, -ENOMEM);
-		if (key_settle(r, r->key, NULL) == RQ_WAIT)
+		if (key_settle(r, r->key, NULL) == RQ_WAIT || own_settle(r, r->key) == RQ_WAIT)
 			return RQ_WAIT;
 		if (key_settle(r, r->key2, NULL) == RQ_WAIT)
 			return RQ_WAIT;

@@ -201,7 +201,8 @@ notifier_stop(struct kvfs_mount *m)
 	free(nf);
 }
 
-static void
+/* Return: false: no memory, or the mount ends. */
+static bool
 job_add(struct kvfs_mount *m, enum job_kind kind, uint64_t nodeid, const char *name, uint32_t len, struct rq *wake)
 {
 	struct notifier *nf = m->notifier;
@@ -212,7 +213,7 @@ job_add(struct kvfs_mount *m, enum job_kind kind, uint64_t nodeid, const char *n
 			diag_warn("out of memory: the kernel may show a stale value for a while");
 		if (wake)
 			rq_resume(wake);
-		return;
+		return false;
 	}
 	*j = (struct job){.kind = kind, .nodeid = nodeid, .wake = wake, .len = len};
 	memcpy(j->name, name, len);
@@ -222,22 +223,27 @@ job_add(struct kvfs_mount *m, enum job_kind kind, uint64_t nodeid, const char *n
 	nf->last = &j->next;
 	pthread_cond_signal(&nf->more);
 	pthread_mutex_unlock(&nf->lock);
+	return true;
 }
 
 void
 notify_inval_node(struct kvfs_mount *m, uint64_t nodeid, bool data, struct rq *wake)
 {
-	job_add(m, data ? JOB_INVAL_NODE_DATA : JOB_INVAL_NODE_ATTR, nodeid, "", 0, wake);
+	struct node *n = data ? node_find(m, nodeid) : NULL;
+
+	/* Pages that are being read or written now are locked in the kernel: they will be waited for, and dropped, too. */
+	if (job_add(m, data ? JOB_INVAL_NODE_DATA : JOB_INVAL_NODE_ATTR, nodeid, "", 0, wake) && n)
+		n->filled = false;
 }
 
 void
 notify_inval_name(struct kvfs_mount *m, const char *name, uint32_t len, struct rq *wake)
 {
-	job_add(m, JOB_INVAL_NAME, 0, name, len, wake);
+	(void)job_add(m, JOB_INVAL_NAME, 0, name, len, wake);
 }
 
 void
 notify_expired(struct kvfs_mount *m, const char *name, uint32_t len, uint64_t ino)
 {
-	job_add(m, JOB_EXPIRED, ino, name, len, NULL);
+	(void)job_add(m, JOB_EXPIRED, ino, name, len, NULL);
 }

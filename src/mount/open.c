@@ -17,6 +17,7 @@
 #include "mount/mount.h"
 #include "mount/lockops.h"
 #include "base/diag.h"
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -120,7 +121,7 @@ writer_elsewhere(struct rq *r, struct node *n)
 		return rq_err(r, -ENOMEM);
 	w->hidden = n->hidden;
 	r->m->counters.moves_writer++;
-	move_add(r->m, r->pid, n->key, w, true);
+	(void)move_add(r->m, r->pid, n->key, w, true);
 	return rq_err(r, -ESTALE);
 }
 
@@ -282,7 +283,7 @@ open_elsewhere(struct rq *r, struct key *k)
 	if (!to)
 		return rq_err(r, -ENOMEM);
 	m->counters.moves_reader++;
-	move_add(m, r->pid, k, to, false);
+	(void)move_add(m, r->pid, k, to, false);
 	return rq_err(r, -ESTALE);
 }
 
@@ -298,7 +299,8 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	bool fits;
 
 	/* Readers may have the version that was pinned when they were sent here: it was the latest while they opened. */
-	if (arrived && !edit && !k->edit_node && n->snap && n->version != r->attr.version && n->snap_version == n->version) {
+	if (arrived && move_fresh(mv) && !edit && !k->edit_node && n->snap && n->version != r->attr.version &&
+	    n->snap_version == n->version) {
 		store_snap_close(m->store, r->raw_snap);
 		r->raw_snap = NULL;
 		r->attr = n->attr;
@@ -336,7 +338,7 @@ open_unnamed(struct rq *r, struct node *n, bool edit)
 
 	if (!n->snap || !(n->opens || arrived)) {
 		if (!mv) /* lookup_again() sees to it that this was the last time */
-			move_add(m, r->pid, k, n, false);
+			(void)move_add(m, r->pid, k, n, false);
 		return rq_err(r, -ESTALE);
 	}
 	bool keep = n->opens ? true : n->pages == n->version;
@@ -375,10 +377,12 @@ moved_again(struct rq *r, struct node *n, bool writer)
 		if (writer && !own)
 			(void)writer_elsewhere(r, n);
 		else
-			move_add(m, r->pid, n->key, n, false);
+			(void)move_add(m, r->pid, n->key, n, false);
 		mv = move_find(m, r->pid, n->key);
-		if (mv)
+		if (mv) {
 			mv->moved = true;
+			mv->replaces = writer;
+		}
 	}
 	return false;
 }
@@ -397,7 +401,10 @@ open_step(struct rq *r)
 	struct node *n = node_find(m, r->nodeid);
 	enum handle_kind kind = kind_of(r->fi.flags, false);
 
-	if (!n || (n->moved && !moved_again(r, n, kind == H_REPL)))
+	if (!n)
+		return rq_err(r, -ESTALE);
+	move_check(m, r->pid, n);
+	if (n->moved && !moved_again(r, n, kind == H_REPL))
 		return rq_err(r, -ESTALE);
 	struct key *k = n->key;
 
@@ -430,6 +437,10 @@ open_step(struct rq *r)
 			struct handle *own = n->writers || n->hidden ? key_own_writer(k, r->pid) : NULL;
 			struct move *mv = n->moved ? move_to(m, r->pid, n) : NULL;
 
+			if (own && own_settle(r, k) == RQ_WAIT) {
+				r->state = 0;
+				return RQ_WAIT;
+			}
 			if (mv)
 				move_end(m, mv);
 			if (own)
@@ -523,13 +534,16 @@ excl_pending(const struct rq *r, const struct key *k)
 	return false;
 }
 
-/* Is there a replacement of it that may still be published? */
+/* Is there a replacement of it with something that may still be published? */
 static bool
 writers_pending(const struct key *k)
 {
-	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next)
-		if (!list_entry(l, struct handle, of_key)->cancelled)
+	for (const struct list *l = k->writers.next; l != &k->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+
+		if (!h->cancelled && !handle_clean(h))
 			return true;
+	}
 	return false;
 }
 
@@ -601,10 +615,15 @@ create_edit_commit(struct rq *r, struct key *k)
 		c->set |= STORE_SET_EXPIRY;
 		c->attr.expires = now_ns() + m->cfg.default_ttl_ns;
 	}
+	if (k->deciding) { /* somebody puts if absent */
+		store_draft_free(m->store, d);
+		return rq_park(r, &k->turn_waiters);
+	}
 	if (turn_share(r, k) == RQ_WAIT) {
 		store_draft_free(m->store, d);
 		return RQ_WAIT;
 	}
+	k->publishing++; /* and nobody may do so now */
 	r->err = store_commit(m->store, c, rq_store(r, 2));
 	return r->err == STORE_PENDING ? RQ_WAIT : RQ_DONE;
 }
@@ -647,8 +666,13 @@ create_step(struct rq *r)
 
 	switch (r->state) {
 	case 0:
-		if (!r->key)
+		if (!r->key) {
+			struct move *lost = r->pid ? move_find(m, r->pid, NULL) : NULL;
+
+			if (lost) /* its second walk has found nothing */
+				move_end(m, lost);
 			r->key = key_get(m, r->name, r->name_len);
+		}
 		if (!r->key)
 			return rq_err(r, -ENOMEM);
 		if (key_settle(r, r->key, NULL) == RQ_WAIT)
@@ -682,8 +706,10 @@ create_step(struct rq *r)
 		}
 		/* fallthrough */
 	case 2:
-		turn_end_share(r);
 		made = r->commit.draft != NULL;
+		if (made && --r->turn->publishing == 0)
+			rq_resume_all(&r->turn->turn_waiters);
+		turn_end_share(r);
 		if (made) {
 			store_draft_free(m->store, r->commit.draft);
 			r->commit.draft = NULL;
@@ -936,6 +962,7 @@ release_step(struct rq *r)
 		handle_free(m, h);
 		return rq_err(r, 0);
 	}
+	assert(k);
 	r->key = key_ref(k);
 	handle_free(m, h);
 	r->h = NULL;

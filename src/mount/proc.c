@@ -18,6 +18,15 @@
 #define PF_SIGNALED 0x00000400u
 
 bool
+proc_gone(pid_t tid)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d", (int)tid);
+	return tid == 0 || (access(path, F_OK) < 0 && errno == ENOENT);
+}
+
+bool
 proc_same(pid_t opener, pid_t pid, bool *gone)
 {
 	char path[64];
@@ -28,8 +37,7 @@ proc_same(pid_t opener, pid_t pid, bool *gone)
 	snprintf(path, sizeof path, "/proc/%d/task/%d", (int)opener, (int)pid);
 	if (access(path, F_OK) == 0)
 		return true;
-	snprintf(path, sizeof path, "/proc/%d", (int)opener);
-	*gone = opener == 0 || (access(path, F_OK) < 0 && errno == ENOENT);
+	*gone = proc_gone(opener);
 	return false;
 }
 

@@ -241,6 +241,8 @@ handle_init(struct worker *w)
 
 	while (!s->init_replied) {
 		n = dev_take(w);
+		if (n < 0 && s->init_replied && session_error_is_dead(n))
+			return 0; /* it was mounted, and somebody has unmounted it already */
 		if (n < 0)
 			return n;
 		if (fuse_session_exited(s->fuse))
@@ -320,6 +322,10 @@ start_uring(struct worker *w)
 
 	if (!err)
 		return;
+	if (session_error_is_dead(err)) {
+		session_set_dead(s);
+		return;
+	}
 	pthread_mutex_lock(&s->lock);
 	snprintf(s->note, sizeof(s->note), "the kernel does not take our io_uring queues: %s", strerror(-err));
 	pthread_mutex_unlock(&s->lock);
@@ -466,6 +472,7 @@ spawn(struct worker *w)
 	int err;
 
 	sigfillset(&all);
+	sigdelset(&all, SIGBUS); /* base/mapped.h */
 	err = pthread_sigmask(SIG_SETMASK, &all, &old);
 	if (err)
 		return -err;
@@ -513,7 +520,7 @@ session_start(struct session *s)
 		err = spawn(&s->workers[i]);
 	if (!err)
 		err = wait_for_workers(s, true, s->nworkers);
-	if (!err && s->cfg.transport == TRANSPORT_URING && !uring_in_use(s))
+	if (!err && s->cfg.transport == TRANSPORT_URING && !uring_in_use(s) && !atomic_load(&s->dead))
 		err = -EOPNOTSUPP;
 out:
 	if (err)

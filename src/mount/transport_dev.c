@@ -8,7 +8,8 @@
  * Polling is adaptive. A worker earns credit when a request comes within the polling time, whether it was polling then
  * or had just fallen asleep, and loses credit when it polled in vain. Without credit it sleeps at once: an idle mount
  * costs nothing. At most half the CPUs poll at a time, since whoever makes the requests needs one as well, and each
- * round offers the CPU to others.
+ * round offers the CPU to others. A worker with something on its way to or from the disk does not poll: its completion
+ * wakes it, and the disk's own threads can use the CPU (16 durable writers: 10 % less time for each PUT).
  *
  * Threads: workers only. Knows nothing of the file system.
  */
@@ -89,6 +90,8 @@ may_spin(struct worker *w)
 
 	if (!s->cfg.spin_us || s->ncpus < 2 || w->spin_credit <= 0)
 		return false;
+	if (io_inflight(w->io) > (unsigned)w->poll_armed)
+		return false; /* those who wait for the disk will not ask for anything before that wakes us */
 	if (atomic_fetch_add(&s->spinners, 1) < s->ncpus / 2)
 		return true;
 	atomic_fetch_sub(&s->spinners, 1);

@@ -82,8 +82,9 @@ xattr_heir(struct rq *r, struct key *k)
 	bool by_name = n && !n->opens && !n->writers; /* else perhaps by a descriptor */
 
 	if (!by_name || !mv) {
-		if (by_name)
-			move_add(m, r->pid, k, n, false);
+		mv = by_name ? move_add(m, r->pid, k, n, false) : NULL;
+		if (mv)
+			mv->xattr = true;
 		r->err = -ESTALE;
 		return NULL;
 	}
@@ -93,6 +94,16 @@ xattr_heir(struct rq *r, struct key *k)
 	key_put(m, k);
 	move_end(m, mv);
 	return r->key;
+}
+
+/* The key is there: if the call was sent away before, that has an end. */
+static void
+xattr_arrived(const struct rq *r)
+{
+	struct move *mv = r->pid ? move_find(r->m, r->pid, NULL) : NULL;
+
+	if (mv && mv->xattr)
+		move_end(r->m, mv);
 }
 
 /* Common start: stat the key, then load its blob. State 0 and 1; Return: RQ_DONE when r->err, r->attr, r->xattrs are set. */
@@ -124,8 +135,13 @@ xattr_load(struct rq *r)
 		if ((r->err == 0 || r->err == -ENOENT) &&
 		    turn_watch(r, k, r->err || r->nodeid == ROOT_NODEID ? 0 : r->attr.ino, &again) == RQ_WAIT)
 			return again ? xattr_load(r) : RQ_WAIT;
+		if (r->err == -ENOENT && r->nodeid != ROOT_NODEID && own_settle(r, k) == RQ_WAIT) {
+			r->state = 0;
+			return RQ_WAIT;
+		}
 		r->state = 2;
 		r->xattr_size = 0;
+		xattr_arrived(r);
 		r->xattrs = malloc(STORE_XATTR_MAX);
 		if (!r->xattrs) {
 			r->err = -ENOMEM;
@@ -353,6 +369,7 @@ root_set_done(struct rq *r)
 		r->state = 2;
 		return root_set(r);
 	}
+	r->m->root_stored |= r->err == 0;
 	return rq_err(r, r->err);
 }
 

@@ -369,7 +369,7 @@ build_value(struct op *op)
 	int err = 0;
 
 	if (below && !op->snap[0]) { /* pinned while it is read */
-		op->snap[0] = snap_make(op->s, &op->k[0].base);
+		op->snap[0] = snap_make(op->s, &op->k[0].base, NULL);
 		if (!op->snap[0])
 			return -ENOMEM;
 	}
@@ -783,6 +783,24 @@ step_content(struct op *op)
 
 /* ---- the call ---- */
 
+/* What the cache has of the key stays up to date. */
+static void
+cache_committed(struct op *op)
+{
+	struct vcache *vc = op->s->cache;
+	const struct op_key *k = &op->k[0];
+	struct blob *blob;
+
+	if (op->c->kind == STORE_META) {
+		vcache_renumber(vc, k->hash, k->base.seq, k->after.seq);
+	} else if (vcache_knows(vc, k->hash) && vcache_wants(vc, k->hash, k->after.seq, (uint32_t)op->b.size)) {
+		blob = blob_new(op->b.inl, (uint32_t)op->b.size);
+		if (blob)
+			vcache_put(vc, k->hash, k->after.seq, blob);
+		blob_unref(blob);
+	}
+}
+
 /* Store's lock held; the index is about to get the new state. */
 static void
 commit_applied(struct op *op)
@@ -790,8 +808,10 @@ commit_applied(struct op *op)
 	const struct kstate *a = &op->k[0].after;
 
 	state_attr(a, &op->c->out);
+	if (op->s->cache && !a->value)
+		cache_committed(op);
 	if (op->c->kind == STORE_EDIT)
-		op->rebased = snap_make(op->s, a);
+		op->rebased = snap_make(op->s, a, NULL);
 }
 
 static void

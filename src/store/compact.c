@@ -730,7 +730,7 @@ next_large(struct compaction *cp, struct large *cursor, char *key, uint32_t *kle
 			continue;
 		*klen = index_klen(l->e);
 		memcpy(key, l->e->key, *klen);
-		snap = snap_make(s, &st);
+		snap = snap_make(s, &st, NULL);
 		if (!snap) {
 			*err = -ENOMEM;
 			break;

@@ -329,9 +329,12 @@ draft_free(struct store_draft *d)
 	mem_add(d, -(int64_t)layer_free(&d->active));
 	mem_add(d, -(int64_t)layer_free(&d->frozen));
 	disk_update(d);
-	s_lock(s);
-	pinset_release(s, &d->pins);
-	s_unlock(s);
+	if (d->pins.n) {
+		s_lock(s);
+		pinset_release(s, &d->pins);
+		s_unlock(s);
+	}
+	free(d->pins.seg);
 	snap_unref(d->base);
 	pthread_mutex_destroy(&d->spill_lock);
 	pthread_mutex_destroy(&d->lock);

@@ -57,6 +57,7 @@ log_destroy(struct log *lg)
 	if (!lg)
 		return;
 	assert(!lg->writing && !lg->flushing && !lg->applying);
+	mapped_close(&lg->window);
 	free_list(lg->queue);
 	free_list(lg->written);
 	free_list(lg->spare);
@@ -549,6 +550,8 @@ log_append_take(struct log *lg, struct log_append *a)
 	bool ended;
 
 	assert(a->take);
+	if (atomic_load_explicit(&a->state, memory_order_acquire) == APPEND_ENDED)
+		return true; /* which is the last thing that anybody did to it */
 	pthread_mutex_lock(&lg->lock);
 	ended = a->state == APPEND_ENDED;
 	if (!ended)

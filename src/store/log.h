@@ -113,7 +113,7 @@ struct log_append {
 	enum log_need need;
 	bool take;    /* set by the caller: it will call log_append_take() */
 	bool applied; /* set by the log once apply has run and the need is met */
-	uint8_t state;           /* private */
+	_Atomic uint8_t state;   /* private */
 	void (*apply)(struct log_append *a, int err);
 	void (*done)(struct log_append *a, int err);
 	struct log_append *next; /* private */

@@ -28,6 +28,7 @@
 #ifndef KVFS_STORE_LOG_IMPL_H
 #define KVFS_STORE_LOG_IMPL_H
 
+#include "base/mapped.h"
 #include "store/log.h"
 #include <pthread.h>
 
@@ -147,6 +148,7 @@ struct segment {
 #define LOG_PIECE_SIZE (64u << 10)
 #define LOG_SMALL (8u << 10) /* an append up to this size is copied into a shared piece */
 #define LOG_SYNC_WRITE (256u << 10) /* a batch up to this size is written by the kicker, if nobody wants it durable */
+#define LOG_MAP_WRITE (16u << 10) /* a batch up to this size is copied into a mapping where that can be had */
 #define LOG_RETRY_LIMIT 1000 /* EINTR, EAGAIN in a row */
 
 enum append_state { APPEND_ASYNC, APPEND_HELD, APPEND_ENDED };
@@ -211,6 +213,9 @@ struct log {
 	bool dir_dirty;   /* some file's entry is not durable */
 	bool dir_failed;  /* flushing the directory failed: no later flush can be believed; protected by space_lock */
 	bool writing, flushing, applying;
+	struct mapped window;   /* of the active segment, or closed; owned by the thread with the writing role, as is no_map */
+	uint32_t window_seg;
+	bool no_map;            /* it cannot be had */
 	bool flush_failed, poisoned;
 	const char *failed;
 	char failed_text[160];

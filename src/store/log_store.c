@@ -87,9 +87,8 @@ expired_note(struct log_store *s, const struct pend *p)
 /* ---- looking ---- */
 
 int
-store_look(struct log_store *s, const struct store_key *key, struct kstate *st)
+store_look(struct log_store *s, const struct store_key *key, uint64_t hash, struct kstate *st)
 {
-	uint64_t hash = index_hash(s->ix, key->data, key->len);
 	struct index_entry *e = index_find(s->ix, key->data, key->len, hash);
 
 	if (!e) {
@@ -108,12 +107,13 @@ static int
 look_stat(struct store *st, const struct store_key *key, struct store_attr *out, struct store_req *req)
 {
 	struct log_store *s = to_ls(st);
+	uint64_t hash = index_hash(s->ix, key->data, key->len);
 	struct kstate ks;
 	int err;
 
 	(void)req; /* always at once */
 	s_lock(s);
-	err = store_look(s, key, &ks);
+	err = store_look(s, key, hash, &ks);
 	state_attr(&ks, out);
 	s_unlock(s);
 	return err;
@@ -161,12 +161,12 @@ look_xattrs(struct store *st, const struct store_key *key, void *buf, uint32_t c
 	int err;
 
 	s_lock(s);
-	err = store_look(s, key, &ks);
+	err = store_look(s, key, index_hash(s->ix, key->data, key->len), &ks);
 	*size = ks.xattr_size;
 	if (!err && ks.xattr_size > cap)
 		err = -ERANGE;
 	if (!err && ks.xattr_size) {
-		snap = snap_make(s, &ks);
+		snap = snap_make(s, &ks, NULL);
 		err = snap ? 0 : -ENOMEM;
 	}
 	s_unlock(s);
@@ -311,6 +311,8 @@ look_stats(struct store *st, struct store_stats *out)
 	out->live_bytes = s->live;
 	out->version = s->seq;
 	index_memory(s->ix, &out->mem_index, &out->mem_keys);
+	out->mem_cache = s->cache ? vcache_memory(s->cache) : 0;
+	out->cache_hits = s->cache_hits;
 	s_unlock(s);
 	out->log_bytes = bytes;
 	out->segments = segments;
@@ -630,6 +632,8 @@ config_defaults(struct store_config *c)
 		c->max_buffers = UINT64_C(256) << 20;
 	if (c->max_memory && c->max_buffers > c->max_memory / 2)
 		c->max_buffers = c->max_memory / 2; /* writers write through, where they would be refused */
+	if (c->max_memory && c->cache > c->max_memory / 4)
+		c->cache = c->max_memory / 4;
 	if (!c->compact_percent)
 		c->compact_percent = 50;
 	if (!c->checkpoint_bytes)
@@ -721,6 +725,7 @@ store_free(struct log_store *s)
 	free(s->bad_seg);
 	free(s->skip_seg);
 	free(s->rec_live);
+	vcache_destroy(s->cache);
 	pthread_mutex_destroy(&s->verified_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
@@ -764,6 +769,7 @@ log_store_open(const struct store_config *cfg, struct store **out, char *err, si
 		r = background_start(s);
 	if (r)
 		goto out_free;
+	s->cache = vcache_create(s->cfg.cache); /* without memory for it there is none */
 	*out = &s->base;
 	return 0;
 

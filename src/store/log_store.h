@@ -6,6 +6,7 @@
  *   state.c       what is known of a key; installing it in the index; accounts of live bytes
  *   fetch.c       scattered reads from segments
  *   snap.c        pinned committed values
+ *   vcache.c      small values in memory
  *   op.c          order of operations on a key, life of an operation
  *   commit.c      replace, edit, attributes
  *   rename.c      remove, rename, expiry of one key
@@ -27,6 +28,7 @@
 #include "store/log.h"
 #include "store/store.h"
 #include "store/value.h"
+#include "store/vcache.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -58,13 +60,6 @@ struct op;
 struct compaction;
 struct record_read;
 struct move;
-
-/* Immutable bytes with a count of references. */
-struct blob {
-	_Atomic unsigned refs;
-	uint32_t size;
-	char data[];
-};
 
 /* The records that hold a key's state: one for a small value; the last full one and the deltas since for a large one. */
 struct trail {
@@ -177,12 +172,17 @@ struct store_snap {
 	_Atomic unsigned refs;
 	struct kstate st;            /* st.value: one reference */
 	_Atomic(struct blob *) blob; /* small values: the content once somebody read it */
-	unsigned npins;
+	uint64_t hash;               /* of the key that was looked up, 0: made otherwise */
+	unsigned npins;              /* 0: the content was in memory from the beginning */
 	uint32_t pin[];
 };
 
-/** Pin `st`, whose records have been applied. Store's lock held. NULL: no memory. */
-struct store_snap *snap_make(struct log_store *s, const struct kstate *st);
+/**
+ * Pin `st`, whose records have been applied. Store's lock held.
+ * @blob: a small value's content, if it is known (a reference is taken over unless this fails); then nothing is pinned
+ * Return: it, or NULL: no memory.
+ */
+struct store_snap *snap_make(struct log_store *s, const struct kstate *st, struct blob *blob);
 struct store_snap *snap_ref(struct store_snap *snap);
 void snap_unref(struct store_snap *snap);
 int snap_open(struct store *st, const struct store_key *key, struct store_snap **out, struct store_attr *attr,
@@ -200,10 +200,6 @@ void snap_preload(struct store_snap *snap, const void *data, uint32_t size);
  */
 int value_fetch(const struct value *v, uint64_t pos, char *dst, size_t len, struct fetch *f, struct store_draft *d,
 		bool zero);
-
-struct blob *blob_new(const void *data, uint32_t size);
-struct blob *blob_ref(struct blob *b);
-void blob_unref(struct blob *b);
 
 /* The whole latest record of a key, read and verified: for content of small values and for xattrs. */
 struct record_read {
@@ -393,7 +389,6 @@ struct op {
 	unsigned stage;
 	bool posted, draining, ended;
 	unsigned nkeys;
-	struct op_key k[2];
 	uint64_t *counter;             /* statistics, counted when applied */
 	int64_t now;
 	union {
@@ -405,7 +400,6 @@ struct op {
 	bool reserved;
 	struct fetch fetch;
 	struct store_snap *snap[2];
-	struct record_read rr[2];
 	bool have_rr[2];
 	unsigned reading;
 	struct acct acct;
@@ -418,6 +412,9 @@ struct op {
 	const struct log_scan *scan;
 	struct move *move;
 	uint64_t weight;               /* bytes, in cp->inflight */
+	/* What op_new leaves as it finds it: keys from nkeys on, and records that are not read (have_rr). */
+	struct op_key k[2];
+	struct record_read rr[2];
 };
 
 /** A fresh operation; it joins the queues of its keys in op_submit. NULL: no memory. */
@@ -558,6 +555,8 @@ struct log_store {
 	pthread_mutex_t verified_lock; /* protects the next two; a leaf */
 	uint64_t **verified;          /* by segment: a bit for each 4 KiB in which a verified data record begins */
 	uint32_t verified_cap;
+	struct vcache *cache;         /* or NULL */
+	uint64_t cache_hits;
 	_Atomic uint64_t gets, reads, disk_reads, read_bytes;
 	struct background *bg;
 };
@@ -580,8 +579,8 @@ s_unlock(struct log_store *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
-/** The committed state of a key; borrowed value. Store's lock held. 0, -ENOENT, -EIO (damaged). */
-int store_look(struct log_store *s, const struct store_key *key, struct kstate *st);
+/** The committed state of a key (hash: index_hash of it); borrowed value. Store's lock held. 0, -ENOENT, -EIO (damaged). */
+int store_look(struct log_store *s, const struct store_key *key, uint64_t hash, struct kstate *st);
 /** A record turned out to be unreadable: count and report. No lock held. */
 void store_damaged(struct log_store *s, const struct kstate *st);
 int64_t store_now(const struct log_store *s);

@@ -55,7 +55,7 @@ end_append(struct ends *ends, struct log_append *a, int err)
 	a->err = err;
 	a->applied = true;
 	if (a->state == APPEND_HELD) {
-		a->state = APPEND_ENDED;
+		atomic_store_explicit(&a->state, APPEND_ENDED, memory_order_release); /* its owner may be gone from here on */
 		return;
 	}
 	a->next = NULL;
@@ -329,13 +329,40 @@ write_done(struct io_req *req, int res)
 	deliver(lg, &ends, io, true);
 }
 
+/* Copy the batch into a mapping of its place. Return: as write_now, or -EOPNOTSUPP: it is to be written. */
+static int
+write_mapped(struct log *lg, struct batch *b)
+{
+	size_t size = b->head_size + batch_size(&b->h);
+	int n, r;
+	struct iovec *iov = write_pieces(b, &n);
+
+	if (lg->window_seg != b->seg->id)
+		mapped_close(&lg->window); /* that segment is sealed, and may be deleted */
+	lg->window_seg = b->seg->id;
+	if (lg->cfg.dsync_each || lg->no_map || size > LOG_MAP_WRITE)
+		return -EOPNOTSUPP;
+	r = mapped_reach(&lg->window, lg->cfg.disk, b->seg->fd, b->off, size);
+	if (r) {
+		lg->no_map = true;
+		return -EOPNOTSUPP;
+	}
+	r = mapped_copy(&lg->window, b->off, iov, n);
+	b->touched = true;
+	if (!r)
+		b->off += size;
+	return r;
+}
+
 static int
 write_now(struct log *lg, struct batch *b)
 {
 	struct disk *d = lg->cfg.disk;
 	struct iovec *iov;
-	int n, r;
+	int n, r = write_mapped(lg, b);
 
+	if (r != -EOPNOTSUPP)
+		return r;
 	do {
 		iov = write_pieces(b, &n);
 		r = write_advance(b, d->ops->pwritev(d, b->seg->fd, iov, n, (off_t)b->off, 0));

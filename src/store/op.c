@@ -171,9 +171,13 @@ struct op *
 op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
        const struct store_key *key2)
 {
+	uint64_t hash = index_hash(s->ix, key->data, key->len);
 	struct op *op;
 
 	s_lock(s);
+	index_prefetch(s->ix, hash);
+	if (s->cache)
+		vcache_prefetch(s->cache, hash);
 	op = s->op_free;
 	if (op) {
 		s->op_free = op->free_next;
@@ -184,14 +188,14 @@ op_new(struct log_store *s, struct store_req *req, struct io *io, const struct s
 		op = malloc(sizeof(*op));
 	if (!op)
 		return NULL;
-	memset(op, 0, sizeof(*op));
+	memset(op, 0, offsetof(struct op, k) + (key2 ? 2 : 1) * sizeof(op->k[0]));
 	op->s = s;
 	op->req = req;
 	op->io = io;
 	op->msg.fn = op_message;
 	op->nkeys = key2 ? 2 : 1;
 	op->k[0].key = *key;
-	op->k[0].hash = index_hash(s->ix, key->data, key->len);
+	op->k[0].hash = hash;
 	if (key2) {
 		op->k[1].key = *key2;
 		op->k[1].hash = index_hash(s->ix, key2->data, key2->len);
@@ -222,8 +226,9 @@ op_drop(struct op *op)
 		if (op->have_rr[i])
 			record_read_free(&op->rr[i]);
 		snap_unref(op->snap[i]);
-		free(op->k[i].spare);
 	}
+	for (unsigned i = 0; i < op->nkeys; i++)
+		free(op->k[i].spare);
 	fetch_free(&op->fetch);
 	build_free(&op->b);
 	acct_free(&op->acct);
@@ -399,6 +404,7 @@ op_submit(struct op *op)
 	struct log_store *s = op->s;
 
 	s_lock(s);
+	index_prefetch_entry(s->ix, op->k[0].hash);
 	for (unsigned i = 0; i < op->nkeys; i++) {
 		op->k[i].pend = pend_get(s, &op->k[i].key, op->k[i].hash);
 		if (!op->k[i].pend)
@@ -476,7 +482,7 @@ op_inflight(const struct op *op)
 int
 op_read_record(struct op *op, unsigned i)
 {
-	op->snap[i] = snap_make(op->s, &op->k[i].base);
+	op->snap[i] = snap_make(op->s, &op->k[i].base, NULL);
 	if (!op->snap[i])
 		return op_end(op, -ENOMEM);
 	op->reading = i;

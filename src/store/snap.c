@@ -2,9 +2,9 @@
 /*
  * snap.c - pinned committed values: what a snap reads never changes and stays readable whatever happens to the key.
  *
- * A snap of a small value holds the place of its record and pins that segment; a read of all of it that the page cache
- * can answer copies it out of the verified record; any other first read keeps the content. A snap of a large value holds a reference on the (immutable) list of extents and pins
- * every segment these lie in.
+ * A snap of a small value has its content from the cache (vcache.c), or it holds the place of its record and pins that segment;
+ * then a read of all of it that the page cache can answer copies it out of the verified record, and any other first read keeps
+ * the content. A snap of a large value holds a reference on the (immutable) list of extents and pins every segment these lie in.
  *
  * Threads: any; a snap does not change after it was made, but for the content kept by the first read (atomic).
  * Layer: store.
@@ -14,36 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct blob *
-blob_new(const void *data, uint32_t size)
-{
-	struct blob *b = malloc(sizeof(*b) + size);
-
-	if (!b)
-		return NULL;
-	atomic_init(&b->refs, 1);
-	b->size = size;
-	if (size)
-		memcpy(b->data, data, size);
-	return b;
-}
-
-struct blob *
-blob_ref(struct blob *b)
-{
-	atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);
-	return b;
-}
-
-void
-blob_unref(struct blob *b)
-{
-	if (b && atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) == 1)
-		free(b);
-}
-
 struct store_snap *
-snap_make(struct log_store *s, const struct kstate *st)
+snap_make(struct log_store *s, const struct kstate *st, struct blob *blob)
 {
 	unsigned n = st->value ? value_segments(st->value, NULL, NULL, 0) : 0;
 	struct store_snap *snap = malloc(sizeof(*snap) + (n + 1) * sizeof(snap->pin[0]));
@@ -56,9 +28,10 @@ snap_make(struct log_store *s, const struct kstate *st)
 	}
 	snap->s = s;
 	atomic_init(&snap->refs, 1);
-	atomic_init(&snap->blob, NULL);
+	atomic_init(&snap->blob, blob);
 	snap->st = *st;
-	snap->npins = n + 1;
+	snap->hash = 0;
+	snap->npins = blob ? 0 : n + 1;
 	if (n) {
 		(void)value_segments(st->value, snap->pin, counts, n); /* the same n: the lock is held */
 		value_ref(st->value);
@@ -67,7 +40,7 @@ snap_make(struct log_store *s, const struct kstate *st)
 	if (st->value && !n)
 		value_ref(st->value);
 	snap->pin[n] = st->seg;
-	for (unsigned i = 0; i <= n; i++)
+	for (unsigned i = 0; i < snap->npins; i++)
 		log_segment_pin(s->lg, snap->pin[i], 1);
 	return snap;
 }
@@ -92,22 +65,43 @@ snap_unref(struct store_snap *snap)
 	free(snap);
 }
 
+/* Index and cache are looked at side by side. Store's lock held. */
+static void
+prefetch(const struct log_store *s, uint64_t hash)
+{
+	index_prefetch(s->ix, hash);
+	vcache_prefetch(s->cache, hash);
+	index_prefetch_entry(s->ix, hash);
+	vcache_prefetch_value(s->cache, hash);
+}
+
 int
 snap_open(struct store *st, const struct store_key *key, struct store_snap **out, struct store_attr *attr,
 	  struct store_req *req)
 {
 	struct log_store *s = to_ls(st);
+	uint64_t hash = index_hash(s->ix, key->data, key->len);
+	struct blob *blob = NULL;
 	struct kstate ks;
 	int err;
 
 	(void)req; /* always at once */
 	atomic_fetch_add_explicit(&s->gets, 1, memory_order_relaxed);
 	s_lock(s);
-	err = store_look(s, key, &ks);
+	if (s->cache)
+		prefetch(s, hash);
+	err = store_look(s, key, hash, &ks);
 	if (attr)
 		state_attr(&ks, attr);
 	if (!err) {
-		*out = snap_make(s, &ks);
+		if (s->cache && !ks.value)
+			blob = vcache_find(s->cache, hash, ks.seq);
+		*out = snap_make(s, &ks, blob);
+		if (*out)
+			(*out)->hash = hash;
+		else
+			blob_unref(blob);
+		s->cache_hits += blob != NULL;
 		err = *out ? 0 : -ENOMEM;
 	}
 	s_unlock(s);
@@ -171,6 +165,24 @@ snap_preload(struct store_snap *snap, const void *data, uint32_t size)
 		blob_unref(b);
 }
 
+/* The content of a small value was read: the cache may want it. @blob: the same, if there is one */
+static void
+cache_value(struct store_snap *snap, const void *data, uint32_t size, struct blob *blob)
+{
+	struct log_store *s = snap->s;
+
+	if (!s->cache || !snap->hash)
+		return;
+	s_lock(s);
+	if (vcache_wants(s->cache, snap->hash, snap->st.seq, size)) {
+		blob = blob ? blob_ref(blob) : blob_new(data, size);
+		if (blob)
+			vcache_put(s->cache, snap->hash, snap->st.seq, blob);
+		blob_unref(blob);
+	}
+	s_unlock(s);
+}
+
 int
 snap_load(struct store_snap *snap, struct record_read *rr)
 {
@@ -184,6 +196,7 @@ snap_load(struct store_snap *snap, struct record_read *rr)
 	b = blob_new(rr->rec.payload, rr->rec.payload_size);
 	if (!b)
 		return -ENOMEM;
+	cache_value(snap, rr->rec.payload, rr->rec.payload_size, b);
 	if (!atomic_compare_exchange_strong(&snap->blob, &none, b))
 		blob_unref(b); /* somebody else was faster */
 	return 0;
@@ -257,8 +270,10 @@ snap_read(struct store_snap *snap, uint64_t off, void *buf, size_t len, size_t *
 		return 0;
 	}
 	/* All of it at once is read once: nothing is kept. */
-	if (!snap->st.value && len == snap->st.size && record_read_cached(snap->s, &snap->st, buf))
+	if (!snap->st.value && len == snap->st.size && record_read_cached(snap->s, &snap->st, buf)) {
+		cache_value(snap, buf, (uint32_t)len, NULL);
 		return 0;
+	}
 	sr = calloc(1, sizeof(*sr));
 	if (!sr)
 		return -ENOMEM;

@@ -418,10 +418,7 @@ entry_clear(struct log_store *s, struct index_entry *e, const struct kstate *old
 {
 	struct index_extra *x = index_extra(e);
 
-	if (!old->exists)
-		return;
-	live_trail(s, &old->trail, -1);
-	if (!old->value)
+	if (!old->exists || !old->value)
 		return;
 	if (drop_old)
 		live_value(s, old->value, -1);
@@ -505,6 +502,22 @@ entry_to_ghost(struct log_store *s, struct index_entry *e)
 	index_set_flags(e, index_flags(e) | INDEX_F_GHOST);
 }
 
+/* The records of the old state die, those of the new one live. Most changes are of small values, often within one segment. */
+static void
+live_change(struct log_store *s, const struct kstate *old, const struct kstate *after)
+{
+	const struct trail *a = &old->trail, *b = &after->trail;
+
+	if (old->exists && after->exists && a->n == 1 && b->n == 1 && a->part[0].seg == b->part[0].seg) {
+		live_add(s, a->part[0].seg, (int64_t)b->part[0].bytes - (int64_t)a->part[0].bytes);
+		return;
+	}
+	if (old->exists)
+		live_trail(s, a, -1);
+	if (after->exists)
+		live_trail(s, b, 1);
+}
+
 void
 state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, const struct kstate *old,
 	      struct kstate *after, struct large **spare, bool drop_old)
@@ -520,6 +533,7 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 		gone = large_find(s, e);
 	s->keys += after->exists;
 	s->keys -= old->exists;
+	live_change(s, old, after);
 	entry_clear(s, e, old, drop_old);
 	if (gone)
 		large_remove(s, gone);
@@ -530,7 +544,6 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 			index_remove(s->ix, e);
 		return;
 	}
-	live_trail(s, &after->trail, 1);
 	entry_fill(s, e, after, more);
 	if (after->value)
 		large_install(s, e, after, spare);

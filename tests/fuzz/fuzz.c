@@ -3,6 +3,7 @@
 #include "fuzz/fuzz.h"
 
 #include "base/diag.h"
+#include "splitmix.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,11 +47,7 @@ fuzz_quiet(void)
 uint64_t
 fuzz_random(uint64_t *state)
 {
-	uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-
-	z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-	return z ^ (z >> 31);
+	return splitmix(state);
 }
 
 static uint64_t bytes_state = 1;

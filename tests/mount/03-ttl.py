@@ -253,8 +253,7 @@ def never_gone_before_the_deadline(m, peer):
 @unhurried
 def thousands_expire_together(m, peer, scale):
     count = 500 if QUICK else 5000
-    own = Mount("sync=never")
-    try:
+    with Mount("sync=never") as own:
         for n in range(count):
             put(own.key("many-%d" % n), b"x" * 50)
         put(own.key("stays"), b"v")
@@ -269,8 +268,6 @@ def thousands_expire_together(m, peer, scale):
         for n in range(0, count, 97):
             check(not exists(own.key("many-%d" % n)), "key %d is still there" % n)
         equal(os.listdir(own.path), ["stays"], "keys just after")
-    finally:
-        own.destroy()
 
 
 @case
@@ -488,8 +485,7 @@ def down_time_counts(m, peer):
 @unhurried
 def default_ttl(m, peer, scale):
     length = 0.7 * scale
-    own = Mount("default_ttl=%dms" % (700 * scale))
-    try:
+    with Mount("default_ttl=%dms" % (700 * scale)) as own:
         a, b, c, d = (own.key(n) for n in "abcd")
         first = time.time()
         with before(first + length):
@@ -519,14 +515,11 @@ def default_ttl(m, peer, scale):
         put(d, b"w")
         with before(again + length):
             check(0 < ttl(d) <= length, "TTL of the next value")
-    finally:
-        own.destroy()
 
 
 @case
 def space_comes_back(m, peer):
-    own = Mount("sync=never")
-    try:
+    with Mount("sync=never") as own:
         before = own.stats()
         for n in range(20):
             put(own.key("big-%d" % n), bytes(1 << 20))
@@ -534,8 +527,6 @@ def space_comes_back(m, peer):
         time.sleep(0.3 + GRACE)
         equal(os.listdir(own.path), [], "listing")
         until(5, lambda: own.stats().get("keys", 0) == before.get("keys", 0), "the count of keys")
-    finally:
-        own.destroy()
 
 
 if __name__ == "__main__":

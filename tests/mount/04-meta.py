@@ -182,6 +182,19 @@ def a_replacement_shows_its_writer_when_it_was_written(m, peer):
 
 
 @case
+def times_set_after_a_publication_are_kept(m, peer):
+    k = m.key("times-published")
+    fd = os.open(k, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.write(fd, b"v")
+    os.fsync(fd)
+    os.utime(fd, ns=(10 ** 18, 10 ** 18))
+    equal(os.fstat(fd).st_mtime_ns, 10 ** 18, "mtime by fstat")
+    os.close(fd)
+    for who in (os, peer.os):
+        equal(who.stat(k).st_mtime_ns, 10 ** 18, "mtime")
+
+
+@case
 def utimensat_now_and_omit(m, peer):
     k = m.key("utimensat")
     put(k, b"v")
@@ -370,11 +383,8 @@ def same_tree(a, b, what):
 
 def with_mount(function):
     """A mount of its own: the whole directory is copied."""
-    own = Mount()
-    try:
+    with Mount() as own:
         function(own)
-    finally:
-        own.destroy()
 
 
 @case
@@ -467,8 +477,7 @@ def as_nobody(function, *args):
 @case
 def permissions_are_honoured():
     need_root()
-    own = Mount("allow_other")
-    try:
+    with Mount("allow_other") as own:
         secret, shown, theirs = own.key("secret"), own.key("shown"), own.key("theirs")
         put(secret, b"s", 0o600)
         os.chmod(secret, 0o600)
@@ -500,8 +509,6 @@ def permissions_are_honoured():
         os.chmod(own.path, 0o755)
         as_nobody(lambda: expect(errno.EACCES, os.open, own.key("new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
         as_nobody(lambda: expect(errno.EACCES, os.unlink, theirs))
-    finally:
-        own.destroy()
 
 
 @case
@@ -528,6 +535,55 @@ def the_root_directory_has_attributes(m, peer):
     m.remount()
     equal(stat.S_IMODE(os.stat(m.path).st_mode), 0o711, "mode of the root after a remount")
     os.chmod(m.path, 0o755)
+
+
+@case
+def the_root_directory_is_no_key():
+    """Its attributes have a record in the store. Nobody who counts or lists keys sees that, on the mount or off it."""
+    own = Mount()
+
+    def counted(keys):
+        own.remount()  # what was found in the store, and not only what has been done since
+        equal((own.stats()["keys"], len(os.listdir(own.path))), (keys, keys), "keys counted, listed")
+        st = os.statvfs(own.path)
+        equal(st.f_files - st.f_ffree, keys, "keys that statfs counts")
+        equal(own.stop(), 0)
+        equal(run_command(KVFSCTL, "stats", own.data).split()[:2], [b"keys", b"%d" % keys], "keys of a data directory")
+        said = run_command(KVFSCTL, "check", own.data).decode()
+        check(": %d key" % keys in said, "check says " + said)
+        own.start()
+
+    def seen(keys):
+        equal(own.stats()["keys"], keys, "keys counted")
+        counted(keys)
+
+    try:
+        seen(0)
+        os.chmod(own.path, 0o711)
+        seen(0)
+        os.utime(own.path, ns=(5, 7))
+        os.setxattr(own.path, "user.mark", b"v")
+        put(own.key("one"), b"1")
+        seen(1)
+        os.removexattr(own.path, "user.mark")
+        seen(1)
+        own.destroy()
+
+        own = Mount()
+        os.setxattr(own.path, "user.mark", b"v")
+        put(own.key("one"), b"1")
+        seen(1)
+        own.stop()
+        dump = os.path.join(own.temp, "dump.tar")
+        for args in ("dump", own.data, dump), ("load", own.data + "2", dump):
+            done = subprocess.run([KVFSCTL, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            check(b"ed 1 key," in done.stdout, "%s says %s" % (args[0], done.stdout))
+        own.data += "2"
+        own.start()
+        equal(getx(own.path, "user.mark"), b"v", "what the dump has of the root")
+        seen(1)
+    finally:
+        own.destroy()
 
 
 if __name__ == "__main__":

@@ -211,8 +211,7 @@ def telldir_and_seekdir(m, peer):
 
 @case
 def rm_of_everything_while_listing(m, peer):
-    own = Mount("sync=never")
-    try:
+    with Mount("sync=never") as own:
         for n in range(3000):
             put(own.key("rm-%d" % n), b"v")
         run_command("find", own.path, "-name", "rm-*", "-delete")
@@ -225,8 +224,6 @@ def rm_of_everything_while_listing(m, peer):
             append(own.key("new-%d" % n), b"v")
             if n % 50 == 0:
                 equal(len(os.listdir(own.path)), n + 1, "keys")
-    finally:
-        own.destroy()
 
 
 def resident_kib(pid):
@@ -250,8 +247,7 @@ def memory_of_open_listings_is_bounded(m, peer):
 @case
 def ls_l_asks_nothing_per_key(m, peer):
     need("ls")
-    own = Mount("sync=never")
-    try:
+    with Mount("sync=never") as own:
         for n in range(1000):
             put(own.key("key-%d" % n), b"x" * n)
         own.remount()
@@ -270,16 +266,13 @@ def ls_l_asks_nothing_per_key(m, peer):
         again = own.stats()
         for name in ("req_lookup", "req_getattr"):
             check(again[name] - after[name] < 10, "scandir with stat sent %d %s" % (again[name] - after[name], name))
-    finally:
-        own.destroy()
 
 
 @case
 def a_listing_costs_what_it_shows(m, peer):
     """Twice the keys, twice the time: no listing rebuilt for every call."""
     def spent(count):
-        own = Mount("sync=never")
-        try:
+        with Mount("sync=never") as own:
             for n in range(count):
                 put(own.key("k%d" % n), b"")
             until(5, lambda: len(os.listdir(own.path)) == count, "all keys listed")
@@ -287,8 +280,6 @@ def a_listing_costs_what_it_shows(m, peer):
             os.listdir(own.path)
             after = own.stats()
             return sum(after[n] - before[n] for n in ("req_readdir", "req_readdirplus") if n in after)
-        finally:
-            own.destroy()
 
     few, many = spent(500), spent(4000)
     check(many <= few * 10, "READDIR requests: %d for 500 keys, %d for 4,000" % (few, many))

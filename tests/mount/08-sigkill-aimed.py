@@ -161,6 +161,14 @@ def finish(own):
     run_command(KVFSCTL, "check", own.data)
 
 
+def stock_up(own, shelf, new):
+    """Put what `new` says into the store of a mount, by way of an archive, and start it again."""
+    finish(own)
+    load_all(own.data, archive(new))
+    shelf.take(new)
+    own.start()
+
+
 # ---- the phases ----
 
 def compacting(own, seconds, least):
@@ -183,11 +191,8 @@ def compaction():
     own = Mount("sync=never,segment_size=1M,compact_percent=10,compact_rate=4M,checkpoint_interval=2M")
     crowd = Crowd(own.path, SEED)
     try:
-        finish(own)
-        stock = shelf.add(1500, "stock") + shelf.add(300, "ttl", int(time.time()) + 5000) + shelf.add(4, "large", most=400000)
-        load_all(own.data, archive(stock))
-        shelf.take(stock)
-        own.start()
+        stock_up(own, shelf, shelf.add(1500, "stock") + shelf.add(300, "ttl", int(time.time()) + 5000) +
+                 shelf.add(4, "large", most=400000))
 
         def attempt(turn):
             crowd.order(b"g")
@@ -365,11 +370,7 @@ def unmount():
     spent = [0.03] * 3
     edited = b"edited" * 100
     try:
-        finish(own)
-        stock = shelf.add(15000, "stock", most=40)
-        load_all(own.data, archive(stock))
-        shelf.take(stock)
-        own.start()
+        stock_up(own, shelf, shelf.add(15000, "stock", most=40))
 
         def attempt(turn):
             way = turn % 3  # 0: by a signal, under load; 1, 2: when all is quiet, by a signal or as a user
@@ -441,11 +442,7 @@ def start():
     crowd = Crowd(own.path, SEED + 5)
     span = 0.02
     try:
-        finish(own)
-        stock = shelf.add(15000, "stock", most=40)
-        load_all(own.data, archive(stock))
-        shelf.take(stock)
-        own.start()
+        stock_up(own, shelf, shelf.add(15000, "stock", most=40))
 
         def aim(options):
             nonlocal span

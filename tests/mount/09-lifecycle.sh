@@ -36,9 +36,15 @@ load_begin()
 		LOAD+=" $!"
 	done
 	for ((n = 1; n <= WRITERS; n++)); do
-		wait_for 20 test -s "$T/acked.$n"
+		wait_for 20 has_acked "$n"
 	done
 	sleep 0.3
+}
+
+# has_acked WRITER: enough to say something.
+has_acked()
+{
+	[ -s "$T/acked.$1" ] && [ "$(wc -l < "$T/acked.$1")" -gt 5 ]
 }
 
 # load_check: every acknowledged write is there (or a later one of the same key).

@@ -16,20 +16,15 @@ nothing else moves any more, so that each call's flushes are counted exactly (se
 unlink and rename keep the kernel's lock of the directory over their flush, so whoever needs that lock waits in a queue
 of them: counted and reported, not judged. In all, a call that is not answered within 20 s is a failure.
 """
-import ctypes
 import fcntl
-import mmap
 import os
-import re
-import struct
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import lib  # noqa: E402
 from lib import *  # noqa: E402,F403
+import lib_gate  # noqa: E402
 
 SHARED = 2
 # On one key replacements and edits take turns: each is committed behind what others have under way there (seen: 5, and 8).
@@ -45,14 +40,14 @@ class Run:
     def __init__(self, m, mode, steps, seconds):
         done = subprocess.run([BUILD + "/tests/mount/fairness", m.path, os.environ["KVFS_GATE"], str(m.pid), mode,
                                str(steps), str(seconds), SEED], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.calls, self.ops, self.steps, self.flushes, self.stale, wrong = {}, {}, 0, 0, 0, []
+        self.calls, self.ops, self.steps, self.flushes, wrong = {}, {}, 0, 0, []
         for line in done.stdout.decode(errors="replace").splitlines():
             words = line.split()
             if words[0] == "call":
                 self.calls[words[1]] = (int(words[2]), int(words[3]), float(words[4]), [int(w) for w in words[5:]])
             elif words[0] == "ops":
                 self.ops[words[1]] = (int(words[2]), int(words[3]))
-            elif words[0] in ("steps", "flushes", "stale"):
+            elif words[0] in ("steps", "flushes"):
                 setattr(self, words[0], int(words[1]))
             else:
                 wrong.append(line)
@@ -81,59 +76,6 @@ def the_many_who_wait_for_a_lock_keep_nobody_from_letting_it_go(m):
     os.close(fd)
 
 
-class Gate:
-    """The daemon's gate (gate.h) for cases that need no crowd."""
-
-    def __init__(self):
-        self.file = open(os.environ["KVFS_GATE"], "r+b")
-        self.words = mmap.mmap(self.file.fileno(), 20)
-
-    def held(self):
-        return struct.unpack_from("=I", self.words, 8)[0]
-
-    def close(self):
-        struct.pack_into("=I", self.words, 0, 1)
-
-    def open(self):
-        struct.pack_into("=I", self.words, 0, 0)
-        released = struct.unpack_from("=I", self.words, 12)[0]
-        struct.pack_into("=I", self.words, 12, released + 1)
-        address = ctypes.addressof(ctypes.c_uint32.from_buffer(self.words, 12))
-        libc.syscall(202, ctypes.c_void_p(address), 1, 1, None, None, 0)  # futex, FUTEX_WAKE
-
-
-@case
-def an_open_that_was_sent_on_may_take_long(m):
-    """
-    A writer that meets a reader is sent on to a node of its own by ESTALE. Its second walk needs the directory's lock, and
-    waits for the flush of an unlink: however long that takes, no ESTALE may come of it.
-    """
-    put(m.key("sent-on"), b"old")
-    put(m.key("gone"), b"")
-    os.stat(m.key("sent-on"))
-    reader = os.open(m.key("sent-on"), os.O_RDONLY)
-    counters = os.open(m.key(".kvfs/stats"), os.O_PATH)  # to look at them without a lookup, which might need that lock
-
-    def moves():
-        return int(re.search(rb"^moves_writer (\d+)$", get("/proc/self/fd/%d" % counters), re.M).group(1))
-
-    gate = Gate()
-    gate.close()
-    try:
-        remover = child(os.unlink, m.key("gone"))
-        until(20, gate.held, "the flush of the unlink is held")
-        before = moves()
-        writer = child(put, m.key("sent-on"), b"new")
-        until(20, lambda: moves() > before, "the writer is sent on")
-        time.sleep(3)
-    finally:
-        gate.open()
-    join([remover, writer])
-    equal(get(m.key("sent-on")), b"new")
-    os.close(reader)
-    os.close(counters)
-
-
 @case
 def a_call_waits_for_the_flushes_ahead_of_it_only(m):
     run = Run(m, "step", 30 if QUICK else 80, 6)
@@ -142,14 +84,14 @@ def a_call_waits_for_the_flushes_ahead_of_it_only(m):
               % (SEED, name, most, MOST.get(name, 0), by_flushes))
     for name in list(MOST) + ["hot-get", "get", "get-busy", "stat-getxattr", "miss", "put-open", "new-open"]:
         check(name in run.calls, "no %s in %d steps" % (name, run.steps))
-    print("# %d steps, %d calls; most flushes waited for: %s; ESTALE: %d" %
-          (run.steps, sum(c[0] for c in run.calls.values()), run.report(MOST), run.stale))
+    print("# %d steps, %d calls; most flushes waited for: %s" %
+          (run.steps, sum(c[0] for c in run.calls.values()), run.report(MOST)))
 
 
 @case
 def beside_unlink_and_rename(m):
     run = Run(m, "names", 30 if QUICK else 60, 3)
-    print("# most flushes waited for: %s; readers who got ESTALE: %d" % (run.report(run.calls), run.stale))
+    print("# most flushes waited for: %s" % run.report(run.calls))
 
 
 @case
@@ -157,16 +99,8 @@ def everybody_gets_on(m):
     run = Run(m, "storm", 0, 1 if QUICK else 2)
     for group, (least, most) in run.ops.items():
         check(least > 0, "seed %s: a client of the %s keys has done nothing while another did %d" % (SEED, group, most))
-    print("# %d flushes; operations a client, least and most: %s; longest wait %d ms; ESTALE: %d" %
-          (run.flushes, run.ops, max(c[2] for c in run.calls.values()), run.stale))
+    print("# %d flushes; operations a client, least and most: %s; longest wait %d ms" %
+          (run.flushes, run.ops, max(c[2] for c in run.calls.values())))
 
 
-def main():
-    lib.KVFS = BUILD + "/tests/mount/kvfs-gate"
-    gate = tempfile.NamedTemporaryFile(prefix="kvfs-gate-", dir=TEST_DIR)
-    gate.truncate(4096)
-    os.environ["KVFS_GATE"] = gate.name
-    run(Mount)
-
-
-main()
+lib_gate.run()

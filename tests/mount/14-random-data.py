@@ -403,12 +403,9 @@ def replacements_by_every_way_in_and_out(m, peer):
 # Every fsync and close waits, the log turns over quickly: the same while compaction and checkpoints move the values.
 @case(limit=180)
 def edits_while_compaction_moves_the_value(m, peer):
-    own = Mount("sync=always,segment_size=1M,checkpoint_interval=2M,compact_percent=10")
-    try:
+    with Mount("sync=always,segment_size=1M,checkpoint_interval=2M,compact_percent=10") as own:
         counters = exercise(own, peer, Exerciser, "edit", range(1000, 1004 if QUICK else 1016), 300, "compactions")
         check(counters.get("compactions") or PLAIN or os.environ.get("SEED"), "no compaction took place")
-    finally:
-        own.destroy()
 
 
 if __name__ == "__main__":

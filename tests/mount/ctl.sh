@@ -259,11 +259,54 @@ case_no_offline_command_while_mounted()
 	for c in check dump load stats; do
 		status 1 ctl $c "$D"
 		says "$(kv_pid)"
+		says "unmount it first: umount $M"
 	done > "$T/dump-to-nowhere"
 	status 1 ctl check "$M"
 	says "is a mounted store"
 	status 1 ctl get "$D" k
 	says "is a data directory"
+}
+
+case_options_that_are_none_are_named()
+{
+	status 2 ctl get "$M" -dash
+	says "get: unknown option -d"
+	status 2 ctl put --if-absent -xyz "$M" k
+	says "put: unknown option -x"
+	status 2 ctl info --json=yes "$M" k
+	says "info: unknown or ambiguous option --json=yes"
+	status 2 ctl info --nothing "$M" k
+	says "info: unknown or ambiguous option --nothing"
+	status 2 ctl put --if-version
+	says "put: option --if-version needs a value"
+}
+
+case_plan_says_what_is_missing()
+{
+	status 2 ctl plan
+	says "the number of keys is missing"
+	status 2 ctl plan --keys 1M --value-size 100
+	says "the size of a key is missing"
+	status 2 ctl plan --keys 1M --key-size 16
+	says "the size of a value is missing"
+	status 0 ctl plan --keys 1M --key-size 16 --value-size 0
+}
+
+# describe: every key of the mount, with all that is known of it, to T/before.
+describe()
+{
+	python3 - "$M" > "$T/before" << 'END'
+import hashlib, os, sys
+m = os.fsencode(sys.argv[1])
+for name in sorted(os.listdir(m)):
+    p = os.path.join(m, name)
+    s = os.lstat(p)
+    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
+    v = os.getxattr(p, "user.kvfs.version")
+    with open(p, "rb") as f:
+        h = hashlib.sha256(f.read()).hexdigest()
+    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
+END
 }
 
 # From here on not mounted.
@@ -280,18 +323,7 @@ fill()
 	chmod 640 "$M/n3"
 	touch -d '2001-02-03 04:05:06.789' "$M/n4"
 	rm -f "$M/n5"
-	python3 - "$M" > "$T/before" << 'END'
-import hashlib, os, sys
-m = os.fsencode(sys.argv[1])
-for name in sorted(os.listdir(m)):
-    p = os.path.join(m, name)
-    s = os.lstat(p)
-    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
-    v = os.getxattr(p, "user.kvfs.version")
-    with open(p, "rb") as f:
-        h = hashlib.sha256(f.read()).hexdigest()
-    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
-END
+	describe
 }
 
 case_dump_and_load_keep_everything()
@@ -314,18 +346,7 @@ case_dump_and_load_keep_everything()
 	status 0 ctl check "$D"
 	kv_mount || fail "no mount"
 	mv "$T/before" "$T/want"
-	python3 - "$M" > "$T/before" << 'END'
-import hashlib, os, sys
-m = os.fsencode(sys.argv[1])
-for name in sorted(os.listdir(m)):
-    p = os.path.join(m, name)
-    s = os.lstat(p)
-    x = {n: os.getxattr(p, n) for n in os.listxattr(p)}
-    v = os.getxattr(p, "user.kvfs.version")
-    with open(p, "rb") as f:
-        h = hashlib.sha256(f.read()).hexdigest()
-    print(name, s.st_size, oct(s.st_mode), s.st_uid, s.st_mtime_ns, sorted(x.items()), v, h)
-END
+	describe
 	same "$T/want" "$T/before"
 	equal "$(stat -c %a "$M")" 711 "mode of the mount"
 	echo new > "$M/newer"
@@ -375,6 +396,11 @@ END
 	grep -q damaged "$T/msg" || fail "$(cat "$T/msg")"
 	status 1 ctl load "$T/other" /etc/passwd
 	says "no tar header"
+	echo "no archive" > "$T/short"
+	status 1 ctl load "$T/other" "$T/short"
+	says "does not begin as a tar archive"
+	status 1 ctl load "$T/other" /dev/null
+	says "it is empty"
 	rm -rf "$T/other" "$T/cut.tar" "$T/bad.tar"
 }
 
@@ -464,7 +490,7 @@ case_check_of_what_is_no_store()
 
 case_dump_and_load_are_fast()
 {
-	local t0 t1 n=20000
+	local n=20000
 	need_engine
 	[ -z "$QUICK" ] || skip "a sanitizer build"
 	python3 - "$T/many.tar" $n << 'END'

@@ -12,11 +12,10 @@
  * once with the next operation, readers and those who only look after a pause until the next step. So a call has waited
  * for exactly as many flushes as were let go between its begin and its end, however slow the machine is. If some call
  * waits and no flush is held, it waits for nothing that will come. The first WARM_UP steps are not counted.
- * "names": the same, with clients that unlink and rename (they hold the kernel's lock of the directory over a flush). A
- * reader whose second walk takes longer than 2 s behind them may get ESTALE: counted, no failure.
+ * "names": the same, with clients that unlink and rename (they hold the kernel's lock of the directory over a flush).
  * "storm": the gate is open and everybody goes on at once.
  *
- * Output: "steps N", "flushes N", "stale N", then a line per kind of call, "call NAME COUNT MOST MOST_MS H0 H1 …": calls,
+ * Output: "steps N", "flushes N", then a line per kind of call, "call NAME COUNT MOST MOST_MS H0 H1 …": calls,
  * most flushes waited for, longest wait in ms, how many waited for 0, 1, … flushes; then "ops GROUP LEAST MOST", operations
  * ended per client. Exit status 1, and "stuck …" lines, if a call is not answered in PATIENCE seconds or fails.
  *
@@ -73,7 +72,7 @@ struct client {
 /* In memory shared by all processes. */
 struct shared {
 	_Atomic uint32_t step; /* a futex: those who pause wait for it to change */
-	_Atomic uint32_t stop, failed, stale;
+	_Atomic uint32_t stop, failed;
 	_Atomic uint32_t warm; /* WARM_UP steps have been made; what began before is not counted */
 	struct client client[CLIENTS];
 	_Atomic uint32_t count[CALLS], most[CALLS], hist[CALLS][HIST];
@@ -185,17 +184,6 @@ path(const char *kind, unsigned n)
 	return buf[turn];
 }
 
-/* An open of a reader or editor whose second walk took more than 2 s may fail with ESTALE: counted. */
-static bool
-sent_away_twice(int fd)
-{
-	if (fd >= 0 || errno != ESTALE)
-		return false;
-	atomic_fetch_add(&sh->stale, 1);
-	end(true);
-	return true;
-}
-
 /* Open, write, close: three calls that are counted, beginning with `first`. */
 static void
 put(const char *key, int flags, enum call first)
@@ -207,8 +195,6 @@ put(const char *key, int flags, enum call first)
 	memset(value, 'a' + (int)(self % 26), sizeof(value));
 	begin(first);
 	fd = open(key, O_WRONLY | flags, 0644);
-	if ((flags & O_APPEND) && sent_away_twice(fd))
-		return;
 	end(fd >= 0);
 	begin(first + 1);
 	n = write(fd, value, sizeof(value));
@@ -226,8 +212,6 @@ get(const char *key, enum call call)
 
 	begin(call);
 	fd = open(key, O_RDONLY);
-	if (sent_away_twice(fd))
-		return;
 	while (fd >= 0 && (n = read(fd, value, sizeof(value))) > 0)
 		;
 	end(fd >= 0 && n == 0 && close(fd) == 0);
@@ -631,7 +615,7 @@ main(int argc, char **argv)
 	       (storm ? go_at_once(strtod(argv[6], NULL))
 		      : go_by_steps((unsigned)strtoul(argv[5], NULL, 10), strtod(argv[6], NULL), &steps));
 	good = stop_clients() && good;
-	printf("steps %u\nflushes %u\nstale %u\n", steps, atomic_load(&gate->begun) - begun, atomic_load(&sh->stale));
+	printf("steps %u\nflushes %u\n", steps, atomic_load(&gate->begun) - begun);
 	report();
 	return good ? 0 : 1;
 }

@@ -42,6 +42,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 AT_FDCWD = -100
+MNT_FORCE = 1
 
 
 class Fail(Exception):
@@ -329,7 +330,10 @@ def need_root():
 # ---- a mount ----
 
 class Mount:
-    """A store and a mount of its own in a temporary directory, with the daemon in the foreground as our child."""
+    """
+    A store and a mount of its own in a temporary directory, with the daemon in the foreground as our child; gone at the end
+    of a `with`.
+    """
     all = []
 
     def __init__(self, options="", base=None):
@@ -447,9 +451,12 @@ class Mount:
             raise Fail("15 s after SIGKILL kvfs is still there, and so are those who wait for it") from None
 
     def abort(self):
-        """Have the kernel end the connection: frees everybody who waits for an answer."""
+        """
+        Have the kernel end the connection: frees everybody who waits for an answer. (root; by umount(8) it would take a
+        fork, whose copies of our descriptors may wait for an answer when they are closed.)
+        """
         if self.mounted_at_all():
-            subprocess.run(["umount", "-f", self.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            libc.umount2(os.fsencode(self.path), MNT_FORCE)
 
     def kill(self):
         """SIGKILL the daemon and take the dead mount away."""
@@ -468,6 +475,12 @@ class Mount:
             if len(words) == 2 and re.fullmatch(r"[0-9]+", words[1]):
                 out[words[0]] = int(words[1])
         return out
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.destroy()
 
     def destroy(self):
         if self in Mount.all:

@@ -11,7 +11,6 @@
 export KVFS KVFSCTL BUILD TRANSPORT
 export LC_ALL=C
 SCRIPT=$(basename "$0" .sh)
-HERE=$(cd "$(dirname "$0")" && pwd)
 T=$(mktemp -d "${TEST_DIR:-${TMPDIR:-/tmp}}/kvfs-test-XXXXXX") || exit 1
 chmod 755 "$T"
 D=$T/data
