@@ -218,7 +218,7 @@ check-tsan:
 
 check-helgrind:
 	@scripts/setup build test helgrind
-	@$(MAKE) --no-print-directory CFLAGS='-O1 -g' BUILD=build-helgrind tests
+	@$(MAKE) --no-print-directory CFLAGS='-O1 -g -DKVFS_HELGRIND' BUILD=build-helgrind tests
 	@BUILD=build-helgrind scripts/check-helgrind
 
 # Campaigns: what `make check` does a little of, for as long as you like.

@@ -765,11 +765,13 @@ log_store_open(const struct store_config *cfg, struct store **out, char *err, si
 		r = store_open_log(s);
 	if (!r)
 		r = store_recover(s, err, err_cap);
-	if (!r && !s->cfg.readonly && !s->cfg.manual)
-		r = background_start(s);
 	if (r)
 		goto out_free;
 	s->cache = vcache_create(s->cfg.cache); /* without memory for it there is none */
+	if (!s->cfg.readonly && !s->cfg.manual)
+		r = background_start(s);
+	if (r)
+		goto out_free;
 	*out = &s->base;
 	return 0;
 

@@ -156,7 +156,8 @@ def lock_says(own):
 
 def finish(own):
     """The store is sound, too, to a reader of the log."""
-    equal(own.stop(), 0, "exit status")
+    status = own.stop()
+    check(status == 0, lambda: "kvfs ended with %d: %s" % (status, own.last_words()))
     run_command(KVFSCTL, "check", own.data)
 
 
