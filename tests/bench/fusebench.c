@@ -515,6 +515,21 @@ parse(int argc, char **argv)
 	return b.w && b.clients && b.clients <= CLIENTS_MAX && b.keys && b.keys < UINT32_MAX;
 }
 
+/* Clients that are threads share one table of descriptors. Root may have more than the limit says; else some opens will fail. */
+static void
+raise_files(void)
+{
+	rlim_t want = 4 * (rlim_t)b.clients + 100;
+	struct rlimit r;
+
+	if (!b.threads || getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= want)
+		return;
+	r.rlim_cur = want;
+	if (r.rlim_max < want)
+		r.rlim_max = want;
+	(void)setrlimit(RLIMIT_NOFILE, &r);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -522,6 +537,7 @@ main(int argc, char **argv)
 
 	if (!parse(argc, argv))
 		return usage();
+	raise_files();
 	if (b.target->missing) {
 		printf("{\"workload\":\"%s\",\"missing\":\"%s\"}\n", b.w->name, b.target->missing);
 		return 0;

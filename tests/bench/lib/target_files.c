@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,36 @@ struct files {
 	char tmp[32];
 };
 
+/* The directory, opened once: ten thousand clients that are threads share the limit on descriptors. All work in the same one. */
+static struct {
+	pthread_mutex_t lock;
+	int fd;
+	unsigned users;
+} directory = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int
+directory_get(const char *path)
+{
+	int fd;
+
+	pthread_mutex_lock(&directory.lock);
+	if (!directory.users)
+		directory.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	fd = directory.fd;
+	directory.users += fd >= 0;
+	pthread_mutex_unlock(&directory.lock);
+	return fd;
+}
+
+static void
+directory_put(void)
+{
+	pthread_mutex_lock(&directory.lock);
+	if (!--directory.users)
+		close(directory.fd);
+	pthread_mutex_unlock(&directory.lock);
+}
+
 static int
 files_open(const struct target_config *cfg, unsigned client, void **ctx)
 {
@@ -33,10 +64,12 @@ files_open(const struct target_config *cfg, unsigned client, void **ctx)
 	f->cfg = *cfg;
 	f->value = malloc(cfg->size + 1);
 	f->buf = malloc(cfg->size + 1);
-	f->dir = open(cfg->where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	f->dir = directory_get(cfg->where);
 	if (!f->value || !f->buf || f->dir < 0) {
 		int err = f->dir < 0 ? -errno : -ENOMEM;
 
+		if (f->dir >= 0)
+			directory_put();
 		free(f->value);
 		free(f->buf);
 		free(f);
@@ -53,7 +86,7 @@ files_close(void *ctx)
 {
 	struct files *f = ctx;
 
-	close(f->dir);
+	directory_put();
 	free(f->value);
 	free(f->buf);
 	free(f);
