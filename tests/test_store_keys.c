@@ -10,15 +10,14 @@
 
 /* ---- values ---- */
 
+/* Values of these sizes: now, after a crash, and after a restart. */
 static void
-small_values_are_read_back_also_after_restart_and_crash(void **state)
+are_read_back(struct sl *sl, const size_t *sizes, unsigned n)
 {
-	static const size_t sizes[] = { 0, 1, 7, 100, 4096, 16383, 16384 };
-	struct sl *sl = *state;
 	char key[16];
 
 	for (int round = 0; round < 3; round++) {
-		for (unsigned i = 0; i < 7; i++) {
+		for (unsigned i = 0; i < n; i++) {
 			char *p = pattern(sizes[i], i);
 
 			snprintf(key, sizeof(key), "k%u", i);
@@ -36,28 +35,19 @@ small_values_are_read_back_also_after_restart_and_crash(void **state)
 }
 
 static void
+small_values_are_read_back_also_after_restart_and_crash(void **state)
+{
+	static const size_t sizes[] = { 0, 1, 7, 100, 4096, 16383, 16384 };
+
+	are_read_back(*state, sizes, sizeof(sizes) / sizeof(sizes[0]));
+}
+
+static void
 large_values_are_read_back_also_after_restart_and_crash(void **state)
 {
 	static const size_t sizes[] = { 16385, 65536, 1000000, 1048576, 1048577, 5000000 };
-	struct sl *sl = *state;
-	char key[16];
 
-	for (int round = 0; round < 3; round++) {
-		for (unsigned i = 0; i < 6; i++) {
-			char *p = pattern(sizes[i], i);
-
-			snprintf(key, sizeof(key), "k%u", i);
-			if (!round)
-				assert_int_equal(sl_put(sl, key, p, sizes[i]), 0);
-			check_value(sl, key, p, sizes[i]);
-			free(p);
-		}
-		check_accounts(sl);
-		if (round == 0)
-			sl_crash(sl);
-		else
-			sl_reopen(sl);
-	}
+	are_read_back(*state, sizes, sizeof(sizes) / sizeof(sizes[0]));
 }
 
 static void
