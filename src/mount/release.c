@@ -8,7 +8,6 @@
 #include "mount/lockops.h"
 #include "base/diag.h"
 #include <assert.h>
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
