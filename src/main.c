@@ -302,6 +302,7 @@ open_store(struct app *a)
 		.max_memory = c->max_memory ? (uint64_t)c->max_memory : resources_memory() / 2,
 		.max_buffers = (uint64_t)c->max_buffers,
 		.cache = (uint64_t)c->cache,
+		.no_direct = !c->direct,
 		.compact_rate = (uint64_t)c->compact_rate,
 		.compact_percent = (unsigned)c->compact_percent,
 		.checkpoint_bytes = (uint64_t)c->checkpoint_interval,

@@ -129,6 +129,7 @@ cx_init(struct cx_run *r, const struct cx_workload *wl, uint64_t seed)
 	cx_plant_seed(r->rng);
 	sl_init_disk(&r->sl, simdisk_new());
 	r->sl.cfg.mode = wl->mode < 0 ? (enum store_mode)cx_below(r, 3) : (enum store_mode)wl->mode;
+	r->sl.cfg.no_direct = seed % 3 == 0;
 	r->sl.cfg.segment_size = sizes[cx_below(r, 3)];
 	r->sl.cfg.compact_percent = wl->percent ? wl->percent : 50;
 	r->sl.cfg.max_buffers = wl->buffers;

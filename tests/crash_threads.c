@@ -377,6 +377,7 @@ cx_threads(uint64_t seed, unsigned ops, unsigned points)
 	sl_init_disk(&r->sl, simdisk_new());
 	r->sl.cfg.manual = false;
 	r->sl.cfg.mode = (enum store_mode)(seed % 3);
+	r->sl.cfg.no_direct = seed / 6 % 2;
 	r->sl.cfg.segment_size = sizes[seed / 3 % 2];
 	r->sl.cfg.compact_percent = 1;
 	r->sl.cfg.checkpoint_bytes = 200u << 10;

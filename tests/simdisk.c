@@ -99,8 +99,8 @@ file_of(struct simdisk *sd, int fd, unsigned *file)
 
 	assert(fd >= 100000 && i < sd->nfds && sd->fds[i] >= 0);
 	if (file)
-		*file = (unsigned)sd->fds[i];
-	return &sd->files[sd->fds[i]];
+		*file = (unsigned)(sd->fds[i] & ~FD_DIRECT);
+	return &sd->files[sd->fds[i] & ~FD_DIRECT];
 }
 
 static uint64_t
@@ -175,6 +175,21 @@ out:
 }
 
 static int
+sim_open_direct(struct disk *d, const char *name, uint32_t *align)
+{
+	struct simdisk *sd = sim_of(d);
+	int fd = sd->no_direct ? -EOPNOTSUPP : sim_open(d, name, O_WRONLY | O_DIRECT, 0);
+
+	*align = SECTOR;
+	if (fd >= 0) {
+		pthread_mutex_lock(&sd->lock);
+		sd->fds[fd - 100000] |= FD_DIRECT;
+		pthread_mutex_unlock(&sd->lock);
+	}
+	return fd;
+}
+
+static int
 sim_close(struct disk *d, int fd)
 {
 	struct simdisk *sd = sim_of(d);
@@ -233,6 +248,17 @@ flatten(const struct iovec *iov, int n, uint64_t *len)
 	return buf;
 }
 
+/* As a kernel asks of a descriptor for direct writes. */
+static bool
+is_aligned(const struct simdisk *sd, int fd, const struct iovec *iov, int n, off_t off)
+{
+	uint64_t bits = (uint64_t)off;
+
+	for (int i = 0; i < n; i++)
+		bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
+	return !(sd->fds[fd - 100000] & FD_DIRECT) || bits % SECTOR == 0;
+}
+
 static ssize_t
 sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, int rwf)
 {
@@ -253,8 +279,11 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 		pthread_mutex_unlock(&sd->lock);
 		return ret;
 	}
+	assert(is_aligned(sd, fd, iov, n, off));
 	buf = flatten(iov, n, &len);
-	if (ret == SIM_SHORT && len > 1)
+	if (ret == SIM_SHORT && sd->fds[fd - 100000] & FD_DIRECT)
+		len = (len / SECTOR + 1) / 2 * SECTOR;
+	else if (ret == SIM_SHORT && len > 1)
 		len /= 2;
 	end = grow_alloc(sd, f, (uint64_t)off + len);
 	if (end <= (uint64_t)off && len) {
@@ -500,6 +529,7 @@ static const struct disk_ops sim_ops = {
 	.close = sim_close,
 	.preadv = sim_preadv,
 	.pwritev = sim_pwritev,
+	.open_direct = sim_open_direct,
 	.fdatasync = sim_fdatasync,
 	.fallocate = sim_fallocate,
 	.ftruncate = sim_ftruncate,
@@ -625,6 +655,16 @@ simdisk_ignore(struct disk *d, unsigned ops)
 
 	pthread_mutex_lock(&sd->lock);
 	sd->ignore = ops;
+	pthread_mutex_unlock(&sd->lock);
+}
+
+void
+simdisk_set_direct(struct disk *d, bool possible)
+{
+	struct simdisk *sd = sim_of(d);
+
+	pthread_mutex_lock(&sd->lock);
+	sd->no_direct = !possible;
 	pthread_mutex_unlock(&sd->lock);
 }
 

@@ -84,6 +84,9 @@ void simdisk_only(struct disk *d, const char *prefix);
 /** These operations say 0 and do nothing: fdatasync, fsync_dir; SIM_WRITE: writes, but without RWF_DSYNC. Planted bugs. */
 void simdisk_ignore(struct disk *d, unsigned ops);
 
+/** Descriptors for writing past the cache (then in whole sectors, which is asserted) are to be had; the default. */
+void simdisk_set_direct(struct disk *d, bool possible);
+
 /** Size of the disk in bytes; 0: without bound (the default). */
 void simdisk_set_capacity(struct disk *d, uint64_t bytes);
 

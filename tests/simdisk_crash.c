@@ -293,9 +293,9 @@ crash_dir(struct simdisk *sd, enum sim_crash kind, struct lots *l)
 	return dir;
 }
 
-/* A new disk with these names and contents; takes over `dir`. */
+/* A new disk of the same kind with these names and contents; takes over `dir`. */
 static struct simdisk *
-disk_from(struct dir dir, struct content (*get)(void *arg, unsigned file), void *arg)
+disk_from(const struct simdisk *like, struct dir dir, struct content (*get)(void *arg, unsigned file), void *arg)
 {
 	struct simdisk *n = sim_of(simdisk_new());
 
@@ -314,6 +314,7 @@ disk_from(struct dir dir, struct content (*get)(void *arg, unsigned file), void 
 	for (unsigned i = 0; i < n->nbase; i++)
 		n->base[i] = content_copy(&n->files[i].cur);
 	n->base_dir = dir_copy(&n->dir);
+	n->no_direct = like->no_direct;
 	return n;
 }
 
@@ -343,7 +344,7 @@ simdisk_crash(struct disk *d, uint64_t point, uint64_t cut, enum sim_crash kind,
 	pthread_mutex_lock(&sd->lock);
 	assert(point <= sd->nrec);
 	replay_to(sd, point);
-	n = disk_from(crash_dir(sd, kind, &l), get_crash, &a);
+	n = disk_from(sd, crash_dir(sd, kind, &l), get_crash, &a);
 	n->capacity = sd->capacity;
 	pthread_mutex_unlock(&sd->lock);
 	return &n->disk;
@@ -361,7 +362,7 @@ simdisk_copy(struct disk *d)
 	struct simdisk *sd = sim_of(d), *n;
 
 	pthread_mutex_lock(&sd->lock);
-	n = disk_from(dir_copy(&sd->dir), get_copy, sd);
+	n = disk_from(sd, dir_copy(&sd->dir), get_copy, sd);
 	n->capacity = sd->capacity;
 	pthread_mutex_unlock(&sd->lock);
 	return &n->disk;

@@ -15,6 +15,7 @@
 
 #define PAGE 4096u
 #define SECTOR 512u
+#define FD_DIRECT (1 << 30)
 
 struct page {
 	_Atomic unsigned refs;
@@ -89,7 +90,8 @@ struct simdisk {
 	struct file *files;
 	unsigned nfiles, files_cap;
 	struct dir dir;
-	int *fds; /* -> file, -1 free */
+	int *fds; /* -> file, -1 free; FD_DIRECT added: for writing in sectors */
+	bool no_direct;
 	unsigned nfds;
 	struct rec *rec;
 	uint64_t nrec, rec_cap;

@@ -186,7 +186,7 @@ test_bad_numbers_name_what_is_allowed(void **state)
 		{"segment_size", "2G"}, {"sync_interval", "0"}, {"sync_interval", "2h"}, {"sync_interval", "1x"},
 		{"threads", "0"}, {"threads", "1025"}, {"threads", "two"}, {"threads", "1.5"}, {"spin", "1s"}, {"spin", "-1"},
 		{"spin", "9999999999999999999"}, {"umask", "8"}, {"umask", "1000"}, {"umask", ""}, {"umask", "0x1f"},
-		{"uid", "no such user"}, {"uid", "4294967295"}, {"gid", "-1"}, {"compact_percent", "0"},
+		{"direct", "perhaps"}, {"uid", "no such user"}, {"uid", "4294967295"}, {"gid", "-1"}, {"compact_percent", "0"},
 		{"compact_percent", "50%"}, {"max_memory", "1M"}, {"max_size", "1"}, {"max_buffers", "0"}, {"cache", "1K"}, {"data", ""},
 		{"default_ttl", ""}, {"default_ttl", "-5"}, {"default_ttl", "1e9d"},
 	};

@@ -170,6 +170,35 @@ test_space_is_plausible(void **state)
 	assert_true(sp.avail <= sp.free);
 }
 
+/* Whether this file system does it or not: what was written so is seen by who reads through the page cache. */
+static void
+test_direct_writes_are_read_back(void **state)
+{
+	struct disk *d = ((struct fixture *)*state)->disk;
+	int fd = create(d, "file"), direct;
+	char *buf = aligned_alloc(DISK_ALIGN_MAX, 2 * DISK_ALIGN_MAX), back[2 * DISK_ALIGN_MAX];
+	uint32_t align = 0;
+
+	assert_non_null(buf);
+	memset(buf, 'a', sizeof(back));
+	assert_int_equal(disk_pwrite_full(d, fd, buf, sizeof(back), 0, 0), 0);
+	direct = d->ops->open_direct(d, "file", &align);
+	if (direct == -EOPNOTSUPP)
+		goto out;
+	assert_true(direct >= 0);
+	assert_true(align >= 512 && align <= DISK_ALIGN_MAX && !(align & (align - 1)));
+	memset(buf, 'b', align);
+	assert_int_equal(disk_pwrite_full(d, direct, buf, align, align, RWF_DSYNC), 0);
+	assert_int_equal(d->ops->close(d, direct), 0);
+	d->ops->readahead(d, fd, 0, sizeof(back));
+	assert_int_equal(disk_pread_full(d, fd, back, sizeof(back), 0), 0);
+	for (uint32_t i = 0; i < sizeof(back); i++)
+		assert_int_equal(back[i], i / align == 1 ? 'b' : 'a');
+out:
+	free(buf);
+	assert_int_equal(d->ops->close(d, fd), 0);
+}
+
 static void
 test_a_missing_directory_is_an_error(void **state)
 {
@@ -239,6 +268,7 @@ main(void)
 		cmocka_unit_test_setup_teardown(test_only_regular_files_are_opened, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_descriptors_do_not_stay_nonblocking, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_space_is_plausible, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct_writes_are_read_back, setup, teardown),
 		cmocka_unit_test(test_a_missing_directory_is_an_error),
 		cmocka_unit_test(test_short_and_interrupted_calls_go_on),
 	};

@@ -355,6 +355,7 @@ cut_run(uint64_t seed, unsigned cuts)
 	r.small = true;
 	r.nkeys = CUT_KEYS;
 	r.sl.cfg.segment_size = 64u << 10;
+	r.sl.cfg.no_direct = seed % 3 == 0;
 	r.shot = calloc(CUT_STEPS * (BURST + 1) + 1, sizeof(*r.shot));
 	assert_non_null(r.shot);
 	r.nshots = 1; /* nothing there yet */

@@ -54,6 +54,8 @@ static const struct config_option options[] = {
 	 "memory for the unwritten data of all open handles together"},
 	{"cache", CONFIG_SIZE, AT(cache), "64M", NULL, "none", 64 * 1024, INT64_MAX, SIZE_TEXT ", at least 64K, or none",
 	 "memory for small values that are read often, beside the kernel's page cache"},
+	{"direct", CONFIG_FLAG, AT(direct), "yes", NULL, NULL, 0, 0, "yes or no",
+	 "sync=always: write small commits past the page cache, in the disk's own sectors, where it can be done"},
 	{"segment_size", CONFIG_SIZE, AT(segment_size), "256M", NULL, NULL, MIB, GIB, SIZE_TEXT ", 1M to 1G",
 	 "size of the log's files"},
 	{"compact_percent", CONFIG_COUNT, AT(compact_percent), "50", NULL, NULL, 1, 1000, "a number from 1 to 1000",

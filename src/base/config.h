@@ -47,7 +47,7 @@ struct config_option {
 	const char *help;        /* for people: what it does, one line */
 };
 
-#define CONFIG_OPTIONS 25
+#define CONFIG_OPTIONS 26
 
 /** Where a value comes from; the later ones beat the earlier ones, whatever the order in which they are read. */
 enum config_source { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_SECTION, CONFIG_FROM_COMMAND };
@@ -55,7 +55,7 @@ enum config_source { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_SECTION,
 struct config {
 	char *data;
 	unsigned sync, names, transport, io, sandbox, log_level;
-	bool allow_other, ro;
+	bool allow_other, ro, direct;
 	int64_t sync_interval, default_ttl, spin; /* ns */
 	int64_t max_value, max_size, max_memory, max_buffers, cache, segment_size, compact_rate, checkpoint_interval; /* bytes */
 	int64_t threads, compact_percent;

@@ -23,15 +23,20 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* How often in a row a call may say EINTR or EAGAIN before that is taken for an error. */
 #define RETRY_LIMIT 1000
 
+#define SECTOR_MIN 512u
+#define READAHEAD_STEP (128u << 10) /* bytes */
+
 struct real_disk {
 	struct disk disk;
 	int dirfd;
-	bool may_map;
+	bool may_map, may_direct;
+	uint32_t sector; /* bytes that the device writes at once */
 };
 
 static int
@@ -196,13 +201,59 @@ real_space(struct disk *d, struct disk_space *out)
 	return 0;
 }
 
-/* Does allocated space suffice for a write on this file system, so that a store to a mapping cannot meet a full disk? */
-static bool
-space_is_enough(int fd)
+/*
+ * On these file systems allocated space suffices for a write, so that a store to a mapping cannot meet a full disk; and a direct
+ * write is one, and is seen by who reads through the page cache.
+ */
+static void
+learn_file_system(struct real_disk *rd)
 {
 	struct statfs st;
 
-	return fstatfs(fd, &st) == 0 && (st.f_type == EXT4_SUPER_MAGIC || st.f_type == XFS_SUPER_MAGIC || st.f_type == TMPFS_MAGIC);
+	if (fstatfs(rd->dirfd, &st) < 0)
+		return;
+	rd->may_direct = st.f_type == EXT4_SUPER_MAGIC || st.f_type == XFS_SUPER_MAGIC;
+	rd->may_map = rd->may_direct || st.f_type == TMPFS_MAGIC;
+}
+
+/* A number from the block device's directory in sysfs, or that of the disk whose partition it is; 0: not to be had. */
+static unsigned long
+queue_number(dev_t dev, const char *what)
+{
+	static const char *const dirs[] = {"", "../"};
+	unsigned long n = 0;
+	char path[96], text[24];
+	ssize_t len;
+	int fd = -1;
+
+	for (unsigned i = 0; fd < 0 && i < sizeof(dirs) / sizeof(dirs[0]); i++) {
+		(void)snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%squeue/%s", major(dev), minor(dev), dirs[i], what);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	if (fd < 0)
+		return 0;
+	len = read(fd, text, sizeof(text) - 1);
+	if (len > 0) {
+		text[len] = '\0';
+		n = strtoul(text, NULL, 10);
+	}
+	(void)close(fd); /* read-only */
+	return n;
+}
+
+/*
+ * A rotating disk whose sectors are larger than what it lets us write reads, waits a turn and writes: there it shall be whole
+ * sectors. Flash does that in memory of its own, if at all.
+ */
+static void
+learn_sector(struct real_disk *rd)
+{
+	unsigned long sector = 0;
+	struct stat st;
+
+	if (fstat(rd->dirfd, &st) == 0 && queue_number(st.st_dev, "rotational"))
+		sector = queue_number(st.st_dev, "physical_block_size");
+	rd->sector = sector > SECTOR_MIN && sector <= DISK_ALIGN_MAX ? (uint32_t)sector : SECTOR_MIN;
 }
 
 static int
@@ -229,6 +280,41 @@ real_unmap(struct disk *d, void *mem, size_t len)
 	(void)err;
 }
 
+static int
+real_open_direct(struct disk *d, const char *name, uint32_t *align)
+{
+	const struct real_disk *rd = (const struct real_disk *)(const void *)d;
+	struct statx st;
+	int fd;
+
+	if (!rd->may_direct)
+		return -EOPNOTSUPP;
+	fd = real_open(d, name, O_WRONLY | O_DIRECT, 0);
+	if (fd < 0)
+		return fd == -EINVAL ? -EOPNOTSUPP : fd;
+	*align = rd->sector;
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) == 0 && st.stx_mask & STATX_DIOALIGN && st.stx_dio_offset_align) {
+		if (*align < st.stx_dio_offset_align)
+			*align = st.stx_dio_offset_align;
+		if (*align < st.stx_dio_mem_align)
+			*align = st.stx_dio_mem_align;
+		if (*align <= DISK_ALIGN_MAX)
+			return fd;
+	}
+	(void)close(fd); /* nothing was written through it */
+	return -EOPNOTSUPP;
+}
+
+static void
+real_readahead(struct disk *d, int fd, uint64_t off, uint64_t len)
+{
+	(void)d;
+	/* The kernel cuts a request to what its devices take at once. */
+	for (uint64_t done = 0; done < len; done += READAHEAD_STEP)
+		(void)posix_fadvise(fd, (off_t)(off + done), (off_t)(len - done < READAHEAD_STEP ? len - done : READAHEAD_STEP),
+				    POSIX_FADV_WILLNEED);
+}
+
 static void
 real_destroy(struct disk *d)
 {
@@ -252,13 +338,15 @@ static const struct disk_ops real_ops = {
 	.space = real_space,
 	.map = real_map,
 	.unmap = real_unmap,
+	.open_direct = real_open_direct,
+	.readahead = real_readahead,
 	.destroy = real_destroy,
 };
 
 int
 disk_open_real(const char *path, struct disk **out)
 {
-	struct real_disk *rd = malloc(sizeof(*rd));
+	struct real_disk *rd = calloc(1, sizeof(*rd));
 	int err;
 
 	if (!rd)
@@ -271,7 +359,8 @@ disk_open_real(const char *path, struct disk **out)
 		free(rd);
 		return err;
 	}
-	rd->may_map = space_is_enough(rd->dirfd);
+	learn_file_system(rd);
+	learn_sector(rd);
 	*out = &rd->disk;
 	return 0;
 }

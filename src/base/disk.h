@@ -53,8 +53,17 @@ struct disk_ops {
 	 */
 	int (*map)(struct disk *d, int fd, uint64_t off, size_t len, void **out);
 	void (*unmap)(struct disk *d, void *mem, size_t len);
+	/**
+	 * Open an existing file once more, for writes past the page cache. Offset, length and memory of each must be a multiple of
+	 * *align, a power of two of at most DISK_ALIGN_MAX. NULL, or -EOPNOTSUPP: not on this disk.
+	 */
+	int (*open_direct)(struct disk *d, const char *name, uint32_t *align);
+	/** Have the page cache read these bytes in; a hint. May be NULL. */
+	void (*readahead)(struct disk *d, int fd, uint64_t off, uint64_t len);
 	void (*destroy)(struct disk *d);
 };
+
+#define DISK_ALIGN_MAX 4096u /* bytes */
 
 struct disk {
 	const struct disk_ops *ops;

@@ -78,6 +78,7 @@ add_store(struct text *t, uint64_t keys, const struct store_stats *s)
 	ROW(batch_records);
 	ROW(flushes);
 	ROW(max_group);
+	ROW(direct_batches);
 	ROW(puts);
 	ROW(edits);
 	ROW(deletes);

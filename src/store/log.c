@@ -58,6 +58,7 @@ log_destroy(struct log *lg)
 		return;
 	assert(!lg->writing && !lg->flushing && !lg->applying);
 	mapped_close(&lg->window);
+	log_direct_close(lg);
 	free_list(lg->queue);
 	free_list(lg->written);
 	free_list(lg->spare);

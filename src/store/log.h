@@ -129,6 +129,7 @@ struct log_config {
 	void *clock_arg;
 	bool readonly;
 	bool dsync_each;        /* sync=always: flush with the write when anybody needs it */
+	bool no_direct;         /* and do so through the page cache */
 	uint64_t segment_size;
 	uint64_t max_size;      /* quota, 0: none */
 	uint64_t reserve;       /* bytes that only LOG_RESERVED appends (deletes, compaction) may use at the end of the quota or disk */
@@ -208,6 +209,7 @@ struct log_pos log_durable_pos(struct log *lg);
 
 struct log_counters {
 	uint64_t batches, bytes, records, flushes, max_group;
+	uint64_t direct; /* batches written past the page cache */
 };
 void log_get_counters(struct log *lg, struct log_counters *out);
 /** NULL while the log takes writes, else why not (a failed write: never retried). */

@@ -149,6 +149,7 @@ struct segment {
 #define LOG_SMALL (8u << 10) /* an append up to this size is copied into a shared piece */
 #define LOG_SYNC_WRITE (256u << 10) /* a batch up to this size is written by the kicker, if nobody wants it durable */
 #define LOG_MAP_WRITE (16u << 10) /* a batch up to this size is copied into a mapping where that can be had */
+#define LOG_DIRECT_WRITE (64u << 10) /* a batch up to this size goes past the page cache, if it is to be durable when written */
 #define LOG_RETRY_LIMIT 1000 /* EINTR, EAGAIN in a row */
 
 enum append_state { APPEND_ASYNC, APPEND_HELD, APPEND_ENDED };
@@ -178,13 +179,24 @@ struct batch {
 	struct log_pos before; /* end of the batch before */
 	unsigned todo;   /* first piece that is not whole on disk */
 	size_t skip;     /* how much of it is */
-	struct iovec cut;/* its rest */
+	struct iovec cut;/* its rest; of a direct write: what is left of the buffer */
 	uint64_t off;    /* where the next byte goes */
 	int tries;
-	bool dsync, touched;
+	bool dsync, direct, touched;
 	struct log *lg;
 	struct io *io;
 	struct io_req req;
+};
+
+/* Writing past the page cache; all zero: nothing is open. Owned by the thread with the writing role. */
+struct direct {
+	uint32_t seg;      /* the segment that fd is for; 0: none */
+	int fd;
+	uint32_t align;    /* bytes */
+	bool never;        /* this disk does not do it */
+	uint8_t *buf;
+	uint32_t tail_seg; /* the block at the buffer's beginning: that of tail_off in this segment; 0: of none */
+	uint64_t tail_off;
 };
 
 struct log {
@@ -216,6 +228,8 @@ struct log {
 	struct mapped window;   /* of the active segment, or closed; owned by the thread with the writing role, as is no_map */
 	uint32_t window_seg;
 	bool no_map;            /* it cannot be had */
+	struct direct direct;
+	struct log_pos warm;    /* up to here the page cache was told to read what was written past it */
 	bool flush_failed, poisoned;
 	const char *failed;
 	char failed_text[160];
@@ -290,6 +304,23 @@ void batch_free(struct batch *b);
 void batch_recycle(struct log *lg, struct batch *b);
 /** `pos` is to become durable. Under lock. */
 void log_want_flush(struct log *lg, struct log_pos pos);
+
+/* ---- writing past the page cache (log_direct.c) ---- */
+
+/**
+ * Before each batch is written: prepare a direct write of it (b->direct, b->cut, b->off), if that is possible and of use.
+ * @room: end of the segment's allocated space
+ */
+void log_direct_lay(struct log *lg, struct batch *b, uint64_t room);
+/** The file system would not have it after all: this batch and all that follow are written as ever. */
+void log_direct_undo(struct log *lg, struct batch *b);
+/** A batch was written, in whatever way, or was not. */
+void log_direct_end(struct log *lg, const struct batch *b, bool ok);
+void log_direct_close(struct log *lg);
+/** Is there a stretch of the log to be read into the page cache? Under lock. */
+bool log_warm_due(const struct log *lg);
+/** The next such stretch, which counts as done: from, bytes (may be 0). Under lock. */
+void log_warm_next(struct log *lg, struct log_pos *from, uint64_t *len);
 
 /* ---- reading (log_scan.c) ---- */
 

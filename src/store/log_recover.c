@@ -938,7 +938,7 @@ set_positions(struct recovery *rc)
 		else if (rc->f[t].end)
 			lg->written_pos = log_pos_make(rc->f[t].id, rc->f[t].end);
 	}
-	lg->durable = lg->applied = lg->written_pos;
+	lg->durable = lg->applied = lg->warm = lg->written_pos;
 	lg->open = true;
 }
 

@@ -324,6 +324,7 @@ look_stats(struct store *st, struct store_stats *out)
 	out->batch_records = lc.records;
 	out->flushes = lc.flushes;
 	out->max_group = lc.max_group;
+	out->direct_batches = lc.direct;
 	out->gets = atomic_load(&s->gets);
 	out->reads = atomic_load(&s->reads);
 	out->disk_reads = atomic_load(&s->disk_reads);
@@ -666,6 +667,7 @@ store_open_log(struct log_store *s)
 		.clock_arg = s->cfg.clock_arg,
 		.readonly = s->cfg.readonly,
 		.dsync_each = s->cfg.mode == STORE_ALWAYS,
+		.no_direct = s->cfg.no_direct,
 		.segment_size = s->cfg.segment_size,
 		.max_size = s->cfg.max_size,
 		.reserve = reserve_of(&s->cfg),

@@ -6,7 +6,8 @@
  * log_kick() and by every completion, so whoever makes a further step possible takes it himself. Steps:
  *   flush   something written must become durable: fdatasync of the segments concerned, asynchronous
  *   write   the first batch of the queue: with RWF_DSYNC and asynchronous if it is to be durable, `dsync_each` is set and
- *           nothing un-flushed lies before it; else plain, at once in this thread if it is small
+ *           nothing un-flushed lies before it, past the page cache if it is small (log_direct.c); else plain, at once in this
+ *           thread if it is small
  *   apply   the first written batch, if it does not have to wait for a flush: its apply callbacks, then its ends
  * With `dsync_each` nothing is written while a flush is under way: what comes meanwhile shares the next one.
  *
@@ -207,6 +208,7 @@ finish_batch(struct log *lg, struct batch *b)
 	b->todo = b->head_size ? 0 : 1;
 	b->skip = 0;
 	b->off = b->start;
+	b->direct = false;
 	b->touched = false;
 	b->tries = 0;
 }
@@ -220,21 +222,34 @@ write_advance(struct batch *b, ssize_t res)
 {
 	if (res == -EINTR || res == -EAGAIN)
 		return b->tries++ < LOG_RETRY_LIMIT ? 1 : -EIO;
+	if (res == -EINVAL && b->direct && !b->touched) {
+		log_direct_undo(b->lg, b);
+		return 1;
+	}
 	if (res <= 0)
 		return res ? (int)res : -EIO;
 	b->tries = 0;
 	b->touched = true;
 	b->off += (uint64_t)res;
+	if (b->direct) {
+		b->cut.iov_base = (uint8_t *)b->cut.iov_base + res;
+		b->cut.iov_len -= (size_t)res;
+		return b->cut.iov_len != 0;
+	}
 	b->skip += (size_t)res;
 	while (b->todo <= b->niov && b->skip >= b->iov[b->todo].iov_len)
 		b->skip -= b->iov[b->todo++].iov_len;
 	return b->todo <= b->niov;
 }
 
-/* What to write next: the rest of a cut piece alone, or all pieces that are left. */
+/* What to write next: the rest of a cut piece alone, or all pieces that are left; of a direct write, the buffer's rest. */
 static struct iovec *
 write_pieces(struct batch *b, int *n)
 {
+	if (b->direct) {
+		*n = 1;
+		return &b->cut;
+	}
 	if (!b->skip) {
 		*n = (int)(b->niov + 1 - b->todo);
 		return &b->iov[b->todo];
@@ -267,6 +282,7 @@ write_end(struct log *lg, struct batch *b, int err, struct ends *ends)
 {
 	bool refusal = err && is_refusal(lg, b, err);
 
+	log_direct_end(lg, b, !err);
 	pthread_mutex_lock(&lg->lock);
 	lg->writing = false;
 	if (refusal) {
@@ -286,6 +302,7 @@ write_end(struct log *lg, struct batch *b, int err, struct ends *ends)
 	lg->written_pos = batch_end(b);
 	lg->counters.batches++;
 	lg->counters.bytes += batch_size(&b->h) + b->head_size;
+	lg->counters.direct += b->direct;
 	if (b->appends > lg->counters.max_group)
 		lg->counters.max_group = b->appends;
 	if (b->want)
@@ -306,9 +323,10 @@ write_submit(struct batch *b)
 {
 	int n;
 	struct iovec *iov = write_pieces(b, &n);
+	int fd = b->direct ? b->lg->direct.fd : b->seg->fd;
 
 	b->req.done = write_done;
-	io_pwritev(b->io, &b->req, b->lg->cfg.disk, b->seg->fd, iov, n, b->off, b->dsync ? RWF_DSYNC : 0);
+	io_pwritev(b->io, &b->req, b->lg->cfg.disk, fd, iov, n, b->off, b->dsync ? RWF_DSYNC : 0);
 }
 
 static void
@@ -420,6 +438,7 @@ begin_write(struct log *lg, struct io *io, enum write_kind kind, struct ends *en
 {
 	struct batch *b = take_from_queue(lg);
 	bool dir = kind == WRITE_DSYNC && !b->seg->dir_synced;
+	uint64_t room = b->seg->alloc;
 	int r = 0;
 
 	lg->writing = true;
@@ -430,6 +449,7 @@ begin_write(struct log *lg, struct io *io, enum write_kind kind, struct ends *en
 	b->dsync = kind == WRITE_DSYNC;
 	if (dir)
 		r = segment_sync_dir(lg);
+	log_direct_lay(lg, b, room);
 	if (!r && kind != WRITE_NOW) {
 		write_submit(b);
 		pthread_mutex_lock(&lg->lock);

@@ -388,6 +388,7 @@ segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
 #define SERVICE_NEXT  4u
 #define SERVICE_TRIM  8u
 #define SERVICE_GONE  16u
+#define SERVICE_WARM  32u
 
 /* The active segment should have room for what comes in the next moments. */
 static bool
@@ -428,6 +429,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	pthread_mutex_lock(&lg->lock);
 	durable = lg->durable;
 	need = lg->dir_dirty ? SERVICE_DIR : 0;
+	need |= log_warm_due(lg) ? SERVICE_WARM : 0;
 	*ahead = lg->active ? lg->active->soft + 1 : 0;
 	if (needs_ahead_locked(lg))
 		need |= SERVICE_AHEAD;
@@ -565,6 +567,23 @@ delete_retired(struct log *lg)
 	return r;
 }
 
+/* service_lock held: no segment is freed meanwhile. */
+static void
+warm_up(struct log *lg)
+{
+	struct disk *d = lg->cfg.disk;
+	struct log_pos from;
+	uint64_t len;
+	int fd;
+
+	pthread_mutex_lock(&lg->lock);
+	log_warm_next(lg, &from, &len);
+	pthread_mutex_unlock(&lg->lock);
+	fd = log_segment_fd(lg, from.seg);
+	if (len && fd >= 0 && d->ops->readahead)
+		d->ops->readahead(d, fd, from.off, len);
+}
+
 /* service_lock held: only here segments are cut and freed, so the one that service_needs names stays. */
 static int
 service_locked(struct log *lg)
@@ -591,6 +610,8 @@ service_locked(struct log *lg)
 		if (e)
 			break;
 	}
+	if (service_needs(lg, &ahead, &trim) & SERVICE_WARM)
+		warm_up(lg);
 	if (service_needs(lg, &ahead, &trim) & SERVICE_DIR) {
 		e = segment_sync_dir(lg);
 		r = r ? r : e;

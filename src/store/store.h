@@ -142,7 +142,7 @@ struct store_entry {
 struct store_stats {
 	uint64_t keys, live_bytes, log_bytes, dead_bytes, segments;
 	uint64_t mem_index, mem_keys, mem_values, mem_drafts, mem_cache; /* bytes of RAM */
-	uint64_t commits, batches, batch_bytes, batch_records, flushes, max_group; /* since start */
+	uint64_t commits, batches, batch_bytes, batch_records, flushes, max_group, direct_batches; /* since start */
 	uint64_t puts, edits, deletes, renames, metas, expired;
 	uint64_t gets, cache_hits, reads, disk_reads, read_bytes;
 	uint64_t compactions, compacted_bytes, checkpoints;
@@ -397,6 +397,7 @@ struct store_config {
 	uint64_t max_size;       /* quota on log bytes; 0: none */
 	uint64_t max_memory;     /* bytes, index + values + drafts; 0: no limit */
 	uint64_t max_buffers;    /* bytes, all drafts together; 0: 256 MiB; at most max_memory / 2 */
+	bool no_direct;          /* STORE_ALWAYS: write small commits through the page cache, too */
 	uint64_t cache;          /* bytes for small values that were read, beside max_memory and at most a quarter of it; below 64 KiB: none */
 	uint64_t compact_rate;   /* bytes per second read+written by compaction; 0: unlimited */
 	unsigned compact_percent;/* start when dead bytes exceed this share of live; 0: 50 */
