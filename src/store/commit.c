@@ -360,7 +360,7 @@ put_spilled(void *arg, const struct extent *e)
 	return put_extent(arg, e);
 }
 
-/* The value below, cut, with the layer's spilled extents over it. */
+/* The value below, cut, with the layer's spilled extents over it; none for a small result to which neither contributes. */
 static int
 build_value(struct op *op)
 {
@@ -368,6 +368,8 @@ build_value(struct op *op)
 	struct value *below = b->cut ? op->k[0].base.value : NULL;
 	int err = 0;
 
+	if (b->size <= INLINE_MAX && !below && !b->layer->spilled)
+		return 0;
 	if (below && !op->snap[0]) { /* pinned while it is read */
 		op->snap[0] = snap_make(op->s, &op->k[0].base, NULL);
 		if (!op->snap[0])

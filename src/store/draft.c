@@ -42,6 +42,8 @@ disk_update(struct store_draft *d)
 		       (d->frozen.spilled ? value_bytes(d->frozen.spilled) : 0);
 
 	now = now > d->published ? now - d->published : 0;
+	if (now == d->disk)
+		return;
 	atomic_fetch_add_explicit(&d->s->draft_disk, now - d->disk, memory_order_relaxed);
 	d->disk = now;
 }
@@ -295,10 +297,11 @@ draft_copy_spilling(struct store_draft *d, const struct extent *e, char *dst)
 int
 draft_new(struct store *st, struct store_snap *base, struct store_draft **out)
 {
-	struct store_draft *d = calloc(1, sizeof(*d));
+	struct store_draft *d = malloc(sizeof(*d)); /* from the thread's own cache, which glibc's calloc() passes by */
 
 	if (!d)
 		return -ENOMEM;
+	memset(d, 0, sizeof(*d));
 	d->s = to_ls(st);
 	layer_init(&d->active);
 	layer_init(&d->frozen);

@@ -365,7 +365,7 @@ struct build {
 	bool clone;               /* v is the key's value, changed: only the changes are accounted */
 	bool account;             /* changes of v go to op->acct */
 	int err;                  /* to end with once the data on the way is written */
-	struct value *v;
+	struct value *v;          /* NULL: no extents */
 	struct range *range;
 	unsigned nranges, range_cap, next, last; /* [next, last) is the group being written */
 	struct extent *ext;       /* all extents put into v, in order */
