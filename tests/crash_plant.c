@@ -385,12 +385,10 @@ __wrap_op_try(struct op *op)
 	struct record r;
 
 	if (plant("merge-races-delete") && op->scan && op->scan->rec.type == REC_PUT) {
-		s_lock(s);
 		r = op->scan->rec;
 		r.flags |= REC_F_COPY;
 		if (pend_find(s, &op->k[0].key, op->k[0].hash))
 			(void)data_append(s, &r, 1, &place, true); /* a bug anyway */
-		s_unlock(s);
 	}
 	return __real_op_try(op);
 }

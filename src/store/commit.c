@@ -845,15 +845,16 @@ commit_op(struct store *st, struct store_commit *c, struct store_req *req)
 		return -EINVAL; /* a draft with a base is for edits */
 	if (s->cfg.readonly)
 		return -EROFS;
-	op = op_new(s, req, req->io, &c->key, NULL);
-	if (!op)
-		return -ENOMEM;
 	if (c->kind != STORE_META) {
 		err = draft_freeze(c->draft);
-		if (err) {
-			op_drop(op);
+		if (err)
 			return err;
-		}
+	}
+	op = op_new(s, req, req->io, &c->key, NULL);
+	if (!op) {
+		if (c->kind != STORE_META)
+			draft_thaw(c->draft, NULL, false);
+		return -ENOMEM;
 	}
 	op->c = c;
 	op->need = store_need(s, c->sync);

@@ -67,7 +67,7 @@ store_damaged(struct log_store *s, const struct kstate *st)
 void
 expired_note(struct log_store *s, const struct pend *p)
 {
-	struct index_entry *e = index_find(s->ix, p->key, p->klen, p->hash);
+	const struct index_entry *e = p->e;
 	struct index_extra *x = e ? index_extra(e) : NULL;
 	struct expired_note *n;
 

@@ -118,6 +118,7 @@ struct pend {
 	unsigned inflight;            /* appended, not applied */
 	const struct kstate *newest;  /* of the last of those; valid while inflight */
 	struct op *head, *tail;       /* waiting for or having the turn */
+	struct index_entry *e;        /* in the index, NULL: none. Only operations of this key make, move and remove it */
 	uint32_t klen;
 	char key[];
 };
@@ -339,13 +340,13 @@ struct op_key {
 	uint64_t hash;
 	struct pend *pend;
 	struct op *next;       /* in the queue */
-	struct kstate base;    /* newest state when judged; value borrowed */
-	struct kstate after;   /* to be installed; value owned until then */
 	struct large *spare;   /* for `after`, if the key had no large value */
 	bool expired;          /* base is not there because its time is over */
 	bool drop_old;         /* the old value's extents die */
 	bool ghost;            /* the entry was made for this operation */
 	bool appended;
+	struct kstate base;    /* newest state when judged; value borrowed */
+	struct kstate after;   /* to be installed; value owned until then */
 };
 
 /* A range of a value that has to be in memory to be written. */
@@ -412,19 +413,20 @@ struct op {
 	const struct log_scan *scan;
 	struct move *move;
 	uint64_t weight;               /* bytes, in cp->inflight */
-	/* What op_new leaves as it finds it: keys from nkeys on, and records that are not read (have_rr). */
+	/* What op_new leaves as it finds it: the states, keys from nkeys on, and records that are not read (have_rr). */
 	struct op_key k[2];
 	struct record_read rr[2];
 };
 
-/** A fresh operation; it joins the queues of its keys in op_submit. NULL: no memory. */
+/**
+ * A fresh operation. Takes the store's lock and leaves it held, until the operation is submitted or tried.
+ * Return: it, or NULL: no memory; then the lock is not held.
+ */
 struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
 		  const struct store_key *key2);
 /** Run a lazy operation unless anything is under way on its key: then -EBUSY. It frees itself (after finish). */
 int op_try(struct op *op);
-/** Free one that was not submitted. */
-void op_drop(struct op *op);
-/** Run it as far as it goes. Return: as the store's functions. It frees itself. */
+/** Join the queues of the keys and run as far as it goes. Return: as the store's functions. It frees itself. */
 int op_submit(struct op *op);
 /** Fill k[i].base with the newest state; expired keys do not exist. Store's lock held, the operation has the turn. */
 void op_newest(struct op *op, unsigned i);
@@ -466,19 +468,27 @@ void acct_free(struct acct *a);
 void state_from_entry(struct log_store *s, const struct index_entry *e, struct kstate *st);
 void state_attr(const struct kstate *st, struct store_attr *a);
 bool state_expired(const struct kstate *st, int64_t now);
-/** The entry's present state; none: one that does not exist. */
-void state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *st);
+/** The entry's present state; NULL: one that does not exist. */
+void state_present(struct log_store *s, const struct index_entry *e, struct kstate *st);
 /**
  * Put `after` in the place of `old`, which is the key's present state (state_present); takes over after->value. Cannot
  * fail after state_prepare.
+ * @e: the key's entry; NULL afterwards if it is gone
  * @more: further changes of the key are in the log; what they have prepared must stay
  */
-void state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more,
-		   const struct kstate *old, struct kstate *after, struct large **spare, bool drop_old);
-/** Make room in the index for `after`; *ghost: an entry was made; `more`: changes before it are in the log. 0, -ENOMEM. */
-int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
-		  struct large **spare, bool *ghost);
-void state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash);
+void state_install(struct log_store *s, struct index_entry **e, bool more, const struct kstate *old,
+		   struct kstate *after, struct large **spare, bool drop_old);
+/**
+ * Make room in the index for `after`.
+ * @e: the key's entry or NULL; it is made or moved if need be
+ * @more: changes before it are in the log
+ * @ghost: says whether the entry was made
+ * Return: 0 or -ENOMEM.
+ */
+int state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct index_entry **e, bool more,
+		  struct kstate *after, struct large **spare, bool *ghost);
+/** Remove an entry that was made ahead; another one, or none, is left alone. */
+void state_unprepare(struct log_store *s, struct index_entry **e);
 /**
  * Complete an entry that was loaded from a checkpoint with an extra: `st` says the rest, but for the deadline. Takes over
  * st->value. Several threads may load, but only one at a time may be in here. 0 or -ENOMEM.

@@ -77,6 +77,7 @@ pend_get(struct log_store *s, const struct store_key *key, uint64_t hash)
 		return NULL;
 	memset(p, 0, sizeof(*p));
 	p->hash = hash;
+	p->e = index_find(s->ix, key->data, key->len, hash);
 	p->klen = key->len;
 	memcpy(p->key, key->data, key->len);
 	if (s->npends >= s->pend_slots)
@@ -182,13 +183,16 @@ op_new(struct log_store *s, struct store_req *req, struct io *io, const struct s
 	if (op) {
 		s->op_free = op->free_next;
 		s->nfree--;
-	}
-	s_unlock(s);
-	if (!op)
+	} else {
 		op = malloc(sizeof(*op));
-	if (!op)
-		return NULL;
-	memset(op, 0, offsetof(struct op, k) + (key2 ? 2 : 1) * sizeof(op->k[0]));
+		if (!op) {
+			s_unlock(s);
+			return NULL;
+		}
+	}
+	memset(op, 0, offsetof(struct op, k));
+	for (unsigned i = 0; i < (key2 ? 2 : 1); i++)
+		memset(&op->k[i], 0, offsetof(struct op_key, base));
 	op->s = s;
 	op->req = req;
 	op->io = io;
@@ -217,8 +221,8 @@ build_free(struct build *b)
 		(void)value_unref(b->v); /* the index may have it now */
 }
 
-void
-op_drop(struct op *op)
+static void
+op_free(struct op *op)
 {
 	struct log_store *s = op->s;
 
@@ -252,7 +256,7 @@ op_finish(struct op *op)
 
 	if (op->finish)
 		op->finish(op);
-	op_drop(op);
+	op_free(op);
 	return err;
 }
 
@@ -403,7 +407,6 @@ op_submit(struct op *op)
 {
 	struct log_store *s = op->s;
 
-	s_lock(s);
 	index_prefetch_entry(s->ix, op->k[0].hash);
 	for (unsigned i = 0; i < op->nkeys; i++) {
 		op->k[i].pend = pend_get(s, &op->k[i].key, op->k[i].hash);
@@ -431,7 +434,6 @@ op_try(struct op *op)
 	struct log_store *s = op->s;
 
 	op->lazy = true;
-	s_lock(s);
 	if (!pend_find(s, &op->k[0].key, op->k[0].hash)) {
 		op->k[0].pend = pend_get(s, &op->k[0].key, op->k[0].hash);
 		if (op->k[0].pend) {
@@ -452,18 +454,13 @@ op_newest(struct op *op, unsigned i)
 {
 	struct log_store *s = op->s;
 	struct op_key *k = &op->k[i];
-	struct index_entry *e;
 
 	k->expired = false;
-	memset(&k->base, 0, sizeof(k->base));
-	if (k->pend->inflight) {
-		k->base = *k->pend->newest;
-	} else {
-		e = index_find(s->ix, k->key.data, k->key.len, k->hash);
-		if (e)
-			state_from_entry(s, e, &k->base);
-	}
 	op->now = store_now(s);
+	if (k->pend->inflight)
+		k->base = *k->pend->newest;
+	else
+		state_present(s, k->pend->e, &k->base);
 	if (k->base.exists && state_expired(&k->base, op->now)) {
 		k->base.exists = false;
 		k->expired = true;
@@ -498,7 +495,7 @@ unprepare(struct op *op)
 		struct op_key *k = &op->k[i];
 
 		if (k->ghost && !k->pend->inflight)
-			state_unprepare(op->s, k->key.data, k->key.len, k->hash);
+			state_unprepare(op->s, &k->pend->e);
 		k->ghost = false;
 		free(k->spare);
 		k->spare = NULL;
@@ -509,8 +506,8 @@ unprepare(struct op *op)
 static void
 key_failed(struct log_store *s, struct op_key *k)
 {
-	if (!k->pend->inflight) /* k->key may be gone: compaction's lies in what it has read */
-		state_unprepare(s, k->pend->key, k->pend->klen, k->hash);
+	if (!k->pend->inflight)
+		state_unprepare(s, &k->pend->e);
 	if (k->after.value)
 		(void)value_unref(k->after.value); /* others may share it */
 	k->after.value = NULL;
@@ -528,7 +525,7 @@ key_applied(struct op *op, struct op_key *k, const struct kstate *old, int err)
 	if (err)
 		key_failed(s, k);
 	else
-		state_install(s, p->key, p->klen, p->hash, p->inflight, old, &k->after, &k->spare, k->drop_old);
+		state_install(s, &p->e, p->inflight, old, &k->after, &k->spare, k->drop_old);
 	if (!p->inflight && p->head && p->head->draining)
 		op_post(p->head);
 	pend_put(s, p);
@@ -543,7 +540,7 @@ op_apply(struct log_append *a, int err)
 
 	s_lock(s);
 	for (unsigned i = 0; i < op->nkeys; i++) /* both before either changes: an exchange moves what they share */
-		state_present(s, op->k[i].pend->key, op->k[i].pend->klen, op->k[i].pend->hash, &old[i]);
+		state_present(s, op->k[i].pend->e, &old[i]);
 	if (!err) {
 		if (op->counter)
 			(*op->counter)++;
@@ -569,8 +566,8 @@ op_append(struct op *op, const struct record *recs, unsigned n, struct log_place
 	for (unsigned i = 0; i < op->nkeys && !err; i++) {
 		struct op_key *k = &op->k[i];
 
-		err = state_prepare(s, k->key.data, k->key.len, k->hash, k->pend->inflight, &k->after, &k->spare,
-				    &k->ghost);
+		err = state_prepare(s, k->key.data, k->key.len, k->hash, &k->pend->e, k->pend->inflight, &k->after,
+				    &k->spare, &k->ghost);
 	}
 	if (!err) {
 		op->app = (struct log_append){ .io = op->io, .need = op->need, .take = true, .apply = op_apply,

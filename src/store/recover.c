@@ -56,6 +56,7 @@ struct slot {
 	const char *key;
 	uint32_t klen;
 	uint64_t hash;
+	struct index_entry *e; /* NULL: none */
 	struct kstate old;
 };
 
@@ -65,21 +66,23 @@ slot_find(struct recovery *rc, const struct record *r, struct slot *sl)
 	sl->key = r->key;
 	sl->klen = r->klen;
 	sl->hash = rc->hash;
-	state_present(rc->s, sl->key, sl->klen, sl->hash, &sl->old);
+	sl->e = index_find(rc->s->ix, sl->key, sl->klen, sl->hash);
+	state_present(rc->s, sl->e, &sl->old);
 }
 
 static int
 slot_install(struct recovery *rc, const struct slot *sl, struct kstate *after, bool drop_old)
 {
+	struct index_entry *e = sl->e;
 	struct large *spare = NULL;
 	bool ghost;
 
-	if (state_prepare(rc->s, sl->key, sl->klen, sl->hash, false, after, &spare, &ghost)) {
+	if (state_prepare(rc->s, sl->key, sl->klen, sl->hash, &e, false, after, &spare, &ghost)) {
 		if (after->value)
 			(void)value_unref(after->value); /* ours alone */
 		return -ENOMEM;
 	}
-	state_install(rc->s, sl->key, sl->klen, sl->hash, false, &sl->old, after, &spare, drop_old);
+	state_install(rc->s, &e, false, &sl->old, after, &spare, drop_old);
 	free(spare);
 	return 0;
 }

@@ -363,39 +363,38 @@ needs_extra(const struct kstate *st)
 }
 
 int
-state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, struct kstate *after,
-	      struct large **spare, bool *ghost)
+state_prepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct index_entry **e, bool more,
+	      struct kstate *after, struct large **spare, bool *ghost)
 {
-	struct index_entry *e;
-
 	*ghost = false;
 	*spare = NULL;
 	if (!after->exists)
 		return 0;
 	if (index_owner_put(s->ix, after->mode, after->uid, after->gid, &after->owner))
 		return -ENOMEM;
-	e = index_find(s->ix, key, klen, hash);
-	if (after->value && (more || !e || !large_find(s, e))) {
+	if (after->value && (more || !*e || !large_find(s, *e))) {
 		if (!s->large_slots)
 			large_grow(s);
 		*spare = s->large_slots ? calloc(1, sizeof(**spare)) : NULL;
 		if (!*spare)
 			return -ENOMEM;
 	}
-	if (!e) {
-		e = index_insert(s->ix, key, klen, hash);
-		if (!e)
+	if (!*e) {
+		*e = index_insert(s->ix, key, klen, hash);
+		if (!*e)
 			goto out_spare;
-		index_set_flags(e, index_flags(e) | INDEX_F_GHOST);
+		index_set_flags(*e, index_flags(*e) | INDEX_F_GHOST);
 		*ghost = true;
 	}
-	if (needs_extra(after) && !index_extra_add(s->ix, &e))
+	if (needs_extra(after) && !index_extra_add(s->ix, e))
 		goto out_entry;
 	return 0;
 
 out_entry:
-	if (*ghost)
-		index_remove(s->ix, e);
+	if (*ghost) {
+		index_remove(s->ix, *e);
+		*e = NULL;
+	}
 	*ghost = false;
 out_spare:
 	free(*spare);
@@ -404,12 +403,12 @@ out_spare:
 }
 
 void
-state_unprepare(struct log_store *s, const char *key, uint32_t klen, uint64_t hash)
+state_unprepare(struct log_store *s, struct index_entry **e)
 {
-	struct index_entry *e = index_find(s->ix, key, klen, hash);
-
-	if (e && (index_flags(e) & INDEX_F_GHOST))
-		index_remove(s->ix, e);
+	if (*e && (index_flags(*e) & INDEX_F_GHOST)) {
+		index_remove(s->ix, *e);
+		*e = NULL;
+	}
 }
 
 /* Take out of the entry what its present state holds: the value's reference, the accounts of its records. */
@@ -482,10 +481,8 @@ large_install(struct log_store *s, struct index_entry *e, const struct kstate *s
 }
 
 void
-state_present(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, struct kstate *st)
+state_present(struct log_store *s, const struct index_entry *e, struct kstate *st)
 {
-	struct index_entry *e = index_find(s->ix, key, klen, hash);
-
 	if (e)
 		state_from_entry(s, e, st);
 	else
@@ -519,10 +516,10 @@ live_change(struct log_store *s, const struct kstate *old, const struct kstate *
 }
 
 void
-state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash, bool more, const struct kstate *old,
-	      struct kstate *after, struct large **spare, bool drop_old)
+state_install(struct log_store *s, struct index_entry **entry, bool more, const struct kstate *old, struct kstate *after,
+	      struct large **spare, bool drop_old)
 {
-	struct index_entry *e = index_find(s->ix, key, klen, hash);
+	struct index_entry *e = *entry;
 	struct large *gone = NULL;
 
 	if (!e) {
@@ -538,10 +535,12 @@ state_install(struct log_store *s, const char *key, uint32_t klen, uint64_t hash
 	if (gone)
 		large_remove(s, gone);
 	if (!after->exists) {
-		if (more)
+		if (more) {
 			entry_to_ghost(s, e);
-		else
+		} else {
 			index_remove(s->ix, e);
+			*entry = NULL;
+		}
 		return;
 	}
 	entry_fill(s, e, after, more);
