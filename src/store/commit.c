@@ -836,6 +836,7 @@ int
 commit_op(struct store *st, struct store_commit *c, struct store_req *req)
 {
 	struct log_store *s = to_ls(st);
+	uint64_t hash;
 	struct op *op;
 	int err;
 
@@ -845,12 +846,13 @@ commit_op(struct store *st, struct store_commit *c, struct store_req *req)
 		return -EINVAL; /* a draft with a base is for edits */
 	if (s->cfg.readonly)
 		return -EROFS;
+	hash = op_hash(s, &c->key);
 	if (c->kind != STORE_META) {
 		err = draft_freeze(c->draft);
 		if (err)
 			return err;
 	}
-	op = op_new(s, req, req->io, &c->key, NULL);
+	op = op_new(s, req, req->io, &c->key, hash, NULL);
 	if (!op) {
 		if (c->kind != STORE_META)
 			draft_thaw(c->draft, NULL, false);

@@ -142,10 +142,9 @@ step_copy(struct op *op)
 
 /* A cheap look whether the record is dead, before anything is made for it. */
 static bool
-put_is_alive(struct compaction *cp, const struct log_scan *sc)
+put_is_alive(struct compaction *cp, const struct log_scan *sc, uint64_t hash)
 {
 	struct log_store *s = cp->s;
-	uint64_t hash = index_hash(s->ix, sc->rec.key, sc->rec.klen);
 	struct index_entry *e;
 	bool alive;
 
@@ -160,11 +159,12 @@ static int
 copy_put(struct compaction *cp, const struct log_scan *sc)
 {
 	struct store_key key = { .data = sc->rec.key, .len = sc->rec.klen };
+	uint64_t hash = index_hash(cp->s->ix, key.data, key.len);
 	struct op *op;
 
-	if (!put_is_alive(cp, sc))
+	if (!put_is_alive(cp, sc, hash))
 		return 0;
-	op = op_new(cp->s, NULL, cp->io, &key, NULL);
+	op = op_new(cp->s, NULL, cp->io, &key, hash, NULL);
 	if (!op)
 		return -ENOMEM;
 	op->step = step_copy;
@@ -562,7 +562,7 @@ static int
 submit_move(struct move *mv, const struct store_key *key)
 {
 	struct compaction *cp = mv->cp;
-	struct op *op = op_new(cp->s, NULL, cp->io, key, NULL);
+	struct op *op = op_new(cp->s, NULL, cp->io, key, op_hash(cp->s, key), NULL);
 	uint64_t bytes = 0;
 
 	if (!op)

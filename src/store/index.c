@@ -464,7 +464,12 @@ index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash)
 void
 index_prefetch(const struct index *ix, uint64_t hash)
 {
-	__builtin_prefetch(bucket_at(ix, bucket_of(ix, hash)), 1);
+	uint64_t b = bucket_of(ix, hash);
+	unsigned r = region_of(b);
+	const struct bucket *region = ix->region[r];
+
+	if (region) /* else the table is growing just now */
+		__builtin_prefetch(&region[b - region_start(r)], 1);
 }
 
 void

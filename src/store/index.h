@@ -56,8 +56,9 @@ void index_destroy(struct index *ix);
 uint64_t index_hash(const struct index *ix, const char *key, uint32_t len);
 /** The entry of a key, or NULL. `hash` is index_hash() of it, here and below. */
 struct index_entry *index_find(struct index *ix, const char *key, uint32_t len, uint64_t hash);
-/** Have the bucket in the cache soon; then (once it is) the entries that may be the key's. */
+/** Have the bucket in the CPU's cache soon. Needs no lock: if the table is changing just now, nothing or another one comes. */
 void index_prefetch(const struct index *ix, uint64_t hash);
+/** Then, once it is there, the entries that may be the key's. */
 void index_prefetch_entry(const struct index *ix, uint64_t hash);
 /** Add a key (1..1024 bytes) that is not there. All fields but the key are zero. Return: the entry, NULL: no memory. */
 struct index_entry *index_insert(struct index *ix, const char *key, uint32_t len, uint64_t hash);

@@ -14,6 +14,7 @@
 #include "store/slab.h"
 
 #include <assert.h>
+#include <stdatomic.h>
 
 #define SLOTS 7u
 #define FILL_MAX 5u /* keys per bucket on average: more make it grow */
@@ -60,9 +61,10 @@ struct owners {
 
 struct index {
 	struct slab *slab; /* entries, extras, overflow buckets */
-	struct bucket *region[REGIONS]; /* [0]: buckets 0..63, [k]: 2^(k+5) .. 2^(k+6)-1 */
-	unsigned level;
-	uint64_t split;
+	/* These three are atomic for index_prefetch, which may look at them without the owner's lock. */
+	struct bucket *_Atomic region[REGIONS]; /* [0]: buckets 0..63, [k]: 2^(k+5) .. 2^(k+6)-1 */
+	_Atomic unsigned level;
+	_Atomic uint64_t split;
 	uint64_t count;
 	uint64_t key_bytes;
 	uint64_t overflow; /* overflow buckets in use */
@@ -144,11 +146,9 @@ bucket_at(const struct index *ix, uint64_t b)
 static inline uint64_t
 bucket_of(const struct index *ix, uint64_t hash)
 {
-	uint64_t b = reverse_bits(hash) & ((UINT64_C(2) << ix->level) - 1);
+	uint64_t half = UINT64_C(1) << ix->level, b = reverse_bits(hash) & (2 * half - 1);
 
-	if (b >= bucket_count(ix))
-		b &= (UINT64_C(1) << ix->level) - 1;
-	return b;
+	return b < half + ix->split ? b : b & (half - 1);
 }
 
 /* How many leading bits the hashes of bucket b share. */

@@ -391,7 +391,7 @@ struct op {
 	bool posted, draining, ended;
 	unsigned nkeys;
 	uint64_t *counter;             /* statistics, counted when applied */
-	int64_t now;
+	int64_t now;                   /* when it was made, or got the turn later */
 	union {
 		struct store_commit *c;
 		struct store_rename *r;
@@ -418,11 +418,15 @@ struct op {
 	struct record_read rr[2];
 };
 
+/** The key's hash for op_new; has the CPU fetch what is known of the key while the caller does other things. Any lock. */
+uint64_t op_hash(const struct log_store *s, const struct store_key *key);
 /**
  * A fresh operation. Takes the store's lock and leaves it held, until the operation is submitted or tried.
+ * @hash: of `key`
+ * @key2: or NULL
  * Return: it, or NULL: no memory; then the lock is not held.
  */
-struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
+struct op *op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key, uint64_t hash,
 		  const struct store_key *key2);
 /** Run a lazy operation unless anything is under way on its key: then -EBUSY. It frees itself (after finish). */
 int op_try(struct op *op);

@@ -77,7 +77,6 @@ pend_get(struct log_store *s, const struct store_key *key, uint64_t hash)
 		return NULL;
 	memset(p, 0, sizeof(*p));
 	p->hash = hash;
-	p->e = index_find(s->ix, key->data, key->len, hash);
 	p->klen = key->len;
 	memcpy(p->key, key->data, key->len);
 	if (s->npends >= s->pend_slots)
@@ -85,6 +84,7 @@ pend_get(struct log_store *s, const struct store_key *key, uint64_t hash)
 	p->hnext = s->pends[hash & (s->pend_slots - 1)];
 	s->pends[hash & (s->pend_slots - 1)] = p;
 	s->npends++;
+	p->e = index_find(s->ix, key->data, key->len, hash);
 	return p;
 }
 
@@ -168,17 +168,25 @@ op_leave(struct op *op)
 
 static void op_message(struct io_msg *msg);
 
-struct op *
-op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key,
-       const struct store_key *key2)
+uint64_t
+op_hash(const struct log_store *s, const struct store_key *key)
 {
 	uint64_t hash = index_hash(s->ix, key->data, key->len);
-	struct op *op;
 
-	s_lock(s);
 	index_prefetch(s->ix, hash);
 	if (s->cache)
 		vcache_prefetch(s->cache, hash);
+	return hash;
+}
+
+struct op *
+op_new(struct log_store *s, struct store_req *req, struct io *io, const struct store_key *key, uint64_t hash,
+       const struct store_key *key2)
+{
+	struct op *op;
+
+	s_lock(s);
+	index_prefetch_entry(s->ix, hash); /* needed in op_submit */
 	op = s->op_free;
 	if (op) {
 		s->op_free = op->free_next;
@@ -204,6 +212,7 @@ op_new(struct log_store *s, struct store_req *req, struct io *io, const struct s
 		op->k[1].key = *key2;
 		op->k[1].hash = index_hash(s->ix, key2->data, key2->len);
 	}
+	op->now = store_now(s);
 	fetch_init(&op->fetch, s, io);
 	return op;
 }
@@ -391,12 +400,14 @@ static void
 op_message(struct io_msg *msg)
 {
 	struct op *op = (struct op *)((char *)msg - offsetof(struct op, msg));
+	struct log_store *s = op->s;
 	struct store_req *req = op->req;
 	int err;
 
-	s_lock(op->s);
+	s_lock(s);
 	op->posted = false;
 	op->draining = false;
+	op->now = store_now(s);
 	err = op_run(op);
 	if (err != STORE_PENDING && req)
 		req->done(req, err);
@@ -407,7 +418,6 @@ op_submit(struct op *op)
 {
 	struct log_store *s = op->s;
 
-	index_prefetch_entry(s->ix, op->k[0].hash);
 	for (unsigned i = 0; i < op->nkeys; i++) {
 		op->k[i].pend = pend_get(s, &op->k[i].key, op->k[i].hash);
 		if (!op->k[i].pend)
@@ -456,7 +466,6 @@ op_newest(struct op *op, unsigned i)
 	struct op_key *k = &op->k[i];
 
 	k->expired = false;
-	op->now = store_now(s);
 	if (k->pend->inflight)
 		k->base = *k->pend->newest;
 	else

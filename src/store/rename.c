@@ -88,7 +88,7 @@ remove_op(struct store *st, const struct store_key *key, uint64_t only_ino, enum
 		return -EINVAL;
 	if (s->cfg.readonly)
 		return -EROFS;
-	op = op_new(s, req, req->io, key, NULL);
+	op = op_new(s, req, req->io, key, op_hash(s, key), NULL);
 	if (!op)
 		return -ENOMEM;
 	op->only_ino = only_ino;
@@ -102,7 +102,7 @@ remove_op(struct store *st, const struct store_key *key, uint64_t only_ino, enum
 int
 expire_op(struct log_store *s, struct io *io, const struct store_key *key, uint64_t ino, struct store_req *req)
 {
-	struct op *op = op_new(s, req, io, key, NULL);
+	struct op *op = op_new(s, req, io, key, op_hash(s, key), NULL);
 
 	if (!op)
 		return -ENOMEM;
@@ -263,7 +263,7 @@ rename_op(struct store *st, struct store_rename *r, struct store_req *req)
 		return -EINVAL;
 	if (s->cfg.readonly)
 		return -EROFS;
-	op = op_new(s, req, req->io, &r->from, same ? NULL : &r->to);
+	op = op_new(s, req, req->io, &r->from, op_hash(s, &r->from), same ? NULL : &r->to);
 	if (!op)
 		return -ENOMEM;
 	op->r = r;
