@@ -791,7 +791,7 @@ segment_info(struct log_store *s, uint32_t id, struct log_segment_info *out)
 
 	if (!info)
 		return false;
-	got = log_segments(s->lg, info, n);
+	got = store_segments(s, info, n);
 	for (unsigned i = 0; i < got && i < n && !found; i++) {
 		found = info[i].id == id;
 		if (found)

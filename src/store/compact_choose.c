@@ -76,7 +76,7 @@ compact_choose(struct log_store *s, struct compact_choice *c)
 	memset(c, 0, sizeof(*c));
 	if (!info)
 		return -ENOMEM;
-	got = log_segments(s->lg, info, n);
+	got = store_segments(s, info, n);
 	if (got > n)
 		got = n;
 	for (unsigned i = 0; i < got; i++)

@@ -102,11 +102,13 @@ verified_free(struct log_store *s)
 void
 fetch_init(struct fetch *f, struct log_store *s, struct io *io)
 {
-	memset(f, 0, sizeof(*f));
 	f->s = s;
 	f->io = io;
+	f->done = NULL;
 	f->part = &f->one;
 	f->cap = 1;
+	f->n = f->left = f->retries = 0;
+	f->err = 0;
 }
 
 void

@@ -703,6 +703,7 @@ store_close_log(struct log_store *s)
 	s->tombs = NULL;
 	s->ntombs = s->tombs_cap = 0;
 	s->live = s->keys = s->value_extents = 0;
+	s->nlive_notes = 0;
 	log_destroy(s->lg);
 	s->lg = NULL;
 }
@@ -711,12 +712,17 @@ static void
 store_free(struct log_store *s)
 {
 	struct expired_note *n;
+	struct pend *p;
 	struct op *op;
 
 	store_close_log(s);
 	while ((op = s->op_free)) {
 		s->op_free = op->free_next;
 		free(op);
+	}
+	while ((p = s->pend_free)) {
+		s->pend_free = p->hnext;
+		free(p);
 	}
 	while ((n = s->expired)) {
 		s->expired = n->next;
@@ -729,6 +735,7 @@ store_free(struct log_store *s)
 	free(s->rec_live);
 	vcache_destroy(s->cache);
 	pthread_mutex_destroy(&s->verified_lock);
+	pthread_mutex_destroy(&s->spill_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -751,6 +758,7 @@ log_store_open(const struct store_config *cfg, struct store **out, char *err, si
 	s->large_list.prev = s->large_list.next = &s->large_list;
 	atomic_init(&s->next_ino, INO_FIRST);
 	(void)mutex_init_brief(&s->lock); /* glibc's has nothing to fail with, as below */
+	pthread_mutex_init(&s->spill_lock, NULL);
 	pthread_mutex_init(&s->verified_lock, NULL);
 	s->pend_slots = 256;
 	s->pends = calloc(s->pend_slots, sizeof(struct pend *));

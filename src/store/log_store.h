@@ -37,6 +37,7 @@
 #define DATA_SPAN    (256u << 10) /* data records do not cross multiples of this, bytes of value space */
 #define EXTENTS_MAX  60000u      /* per value; beyond it chunks are written anew */
 #define CHUNK_EXTENTS_MAX 256u   /* per MiB touched by an edit */
+#define LIVE_NOTES   8u          /* segments whose live bytes are counted here before the log is told */
 #define TRAIL_MAX    8u          /* segments that the records of one large key may be in */
 #define DELTA_MIN    4096u       /* bytes of deltas that are always all right */
 #define DRAFT_MEM_MAX (2u << 20) /* of one draft, bytes */
@@ -266,7 +267,7 @@ uint64_t layer_end(const struct layer *l);
 struct spill {
 	struct log_append app;
 	struct store_draft *d;
-	struct spill *next, *prev; /* of the draft; protected by d->spill_lock */
+	struct spill *next, *prev; /* of the draft; protected by s->spill_lock */
 	struct spill *chain;       /* started by the same write, before this one */
 	struct store_req *req;     /* the write that ends with it, or NULL */
 	int err;                   /* what that write says if the spill ends well */
@@ -304,8 +305,7 @@ struct store_draft {
 	uint64_t frozen_size;
 	uint64_t disk;           /* bytes spilled and not published, counted in s->draft_disk */
 	uint64_t published;      /* bytes of spilled data that a key has too */
-	pthread_mutex_t spill_lock; /* protects spills; a leaf */
-	struct spill *spills;
+	struct spill *spills;    /* protected by s->spill_lock */
 	int err;                 /* a spill was lost: the draft is, too */
 	struct pinset pins;      /* segments with spilled data */
 };
@@ -377,7 +377,6 @@ struct build {
 };
 
 struct op {
-	struct log_append app;
 	struct io_msg msg;
 	struct log_store *s;
 	struct store_req *req; /* or NULL */
@@ -399,7 +398,6 @@ struct op {
 	};
 	enum log_need need;
 	bool reserved;
-	struct fetch fetch;
 	struct store_snap *snap[2];
 	bool have_rr[2];
 	unsigned reading;
@@ -413,7 +411,12 @@ struct op {
 	const struct log_scan *scan;
 	struct move *move;
 	uint64_t weight;               /* bytes, in cp->inflight */
-	/* What op_new leaves as it finds it: the states, keys from nkeys on, and records that are not read (have_rr). */
+	/*
+	 * What follows is not cleared by op_new: it initialises fetch, and op_append sets app; of the keys it clears all but
+	 * the states, up to nkeys; a record is as it was unless it has been read (have_rr).
+	 */
+	struct fetch fetch;
+	struct log_append app;
 	struct op_key k[2];
 	struct record_read rr[2];
 };
@@ -504,7 +507,12 @@ void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
 void trail_add(struct trail *c, uint32_t seg, uint32_t bytes);
 /** A delta of `bytes` may be added (else a full record is due). */
 bool trail_takes(const struct trail *c, uint32_t bytes);
+/** Live bytes of a segment have changed. The log knows after the next live_tell. */
 void live_add(struct log_store *s, uint32_t seg, int64_t bytes);
+/** Tell the log what live_add has noted. */
+void live_tell(struct log_store *s);
+/** As log_segments, with all live bytes told. Takes the store's lock. */
+unsigned store_segments(struct log_store *s, struct log_segment_info *out, unsigned cap);
 void live_value(struct log_store *s, const struct value *v, int sign);
 void tomb_add(struct log_store *s, uint32_t seg, uint32_t first, uint32_t last, uint64_t bytes);
 /** The last segment that may hold a record the tombstone is needed for: said by a copy, else `own`. */
@@ -537,6 +545,8 @@ struct log_store {
 	struct index *ix;
 	struct pend **pends;
 	unsigned npends, pend_slots;
+	struct pend *pend_free; /* unused ones with room for PEND_KEY bytes */
+	unsigned npend_free;
 	struct large **larges;
 	unsigned nlarges, large_slots;
 	struct large large_list; /* head of the ring */
@@ -548,6 +558,8 @@ struct log_store {
 	_Atomic uint64_t next_ino;
 	struct store_stats st;
 	uint64_t live; /* bytes */
+	struct acct_part live_note[LIVE_NOTES]; /* changes of segments' live bytes that the log has not been told */
+	unsigned nlive_notes;
 	uint64_t keys, value_extents;
 	struct expired_note *expired; /* to be reported by the background thread */
 	unsigned *draft_pins;         /* by segment id: how many pinsets have it */
@@ -566,6 +578,7 @@ struct log_store {
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */
 	_Atomic bool no_nowait;       /* the disk knows no RWF_NOWAIT */
+	pthread_mutex_t spill_lock;    /* protects the spills of all drafts; a leaf */
 	pthread_mutex_t verified_lock; /* protects the next two; a leaf */
 	uint64_t **verified;          /* by segment: a bit for each 4 KiB in which a verified data record begins */
 	uint32_t verified_cap;

@@ -171,7 +171,7 @@ refuse_locked(struct log *lg, struct batch *b, int err)
 static int64_t
 log_now(const struct log *lg)
 {
-	return lg->cfg.clock ? lg->cfg.clock(lg->cfg.clock_arg) : clock_realtime_ns();
+	return lg->cfg.clock ? lg->cfg.clock(lg->cfg.clock_arg) : clock_coarse_ns(); /* the headers tell people */
 }
 
 /* Under lock: what the headers say about the log so far. */

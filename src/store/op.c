@@ -24,7 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define OP_FREE_MAX 256u
+#define FREE_MAX 256u /* unused operations and pending keys that are kept */
+#define PEND_KEY 64u  /* bytes; longer keys get memory of their own */
 
 /* ---- the table of pending keys ---- */
 
@@ -66,13 +67,39 @@ pends_grow(struct log_store *s)
 }
 
 static struct pend *
+pend_alloc(struct log_store *s, uint32_t klen)
+{
+	struct pend *p = s->pend_free;
+
+	if (klen > PEND_KEY)
+		return malloc(sizeof(*p) + klen);
+	if (!p)
+		return malloc(sizeof(*p) + PEND_KEY);
+	s->pend_free = p->hnext;
+	s->npend_free--;
+	return p;
+}
+
+static void
+pend_release(struct log_store *s, struct pend *p)
+{
+	if (p->klen > PEND_KEY || s->npend_free == FREE_MAX) {
+		free(p);
+		return;
+	}
+	p->hnext = s->pend_free;
+	s->pend_free = p;
+	s->npend_free++;
+}
+
+static struct pend *
 pend_get(struct log_store *s, const struct store_key *key, uint64_t hash)
 {
 	struct pend *p = pend_find(s, key, hash);
 
 	if (p)
 		return p;
-	p = malloc(sizeof(*p) + key->len);
+	p = pend_alloc(s, key->len);
 	if (!p)
 		return NULL;
 	memset(p, 0, sizeof(*p));
@@ -100,7 +127,7 @@ pend_put(struct log_store *s, struct pend *p)
 		slot = &(*slot)->hnext;
 	*slot = p->hnext;
 	s->npends--;
-	free(p);
+	pend_release(s, p);
 }
 
 /* ---- queues ---- */
@@ -198,7 +225,7 @@ op_new(struct log_store *s, struct store_req *req, struct io *io, const struct s
 			return NULL;
 		}
 	}
-	memset(op, 0, offsetof(struct op, k));
+	memset(op, 0, offsetof(struct op, fetch));
 	for (unsigned i = 0; i < (key2 ? 2 : 1); i++)
 		memset(&op->k[i], 0, offsetof(struct op_key, base));
 	op->s = s;
@@ -247,7 +274,7 @@ op_free(struct op *op)
 	acct_free(&op->acct);
 	s_lock(s);
 	pinset_release(s, &op->pins);
-	if (s->nfree < OP_FREE_MAX) {
+	if (s->nfree < FREE_MAX) {
 		op->free_next = s->op_free;
 		s->op_free = op;
 		s->nfree++;

@@ -40,13 +40,45 @@ rec_live_grow(struct log_store *s, uint32_t seg)
 }
 
 void
+live_tell(struct log_store *s)
+{
+	for (unsigned i = 0; i < s->nlive_notes; i++)
+		log_segment_live(s->lg, s->live_note[i].seg, s->live_note[i].bytes);
+	s->nlive_notes = 0;
+}
+
+/* The log's table has a lock of its own, which need not be taken for each record: mostly the same few segments change. */
+static void
+live_note(struct log_store *s, uint32_t seg, int64_t bytes)
+{
+	for (unsigned i = 0; i < s->nlive_notes; i++) {
+		if (s->live_note[i].seg == seg) {
+			s->live_note[i].bytes += bytes;
+			return;
+		}
+	}
+	if (s->nlive_notes == LIVE_NOTES)
+		live_tell(s);
+	s->live_note[s->nlive_notes++] = (struct acct_part){ .seg = seg, .bytes = bytes };
+}
+
+unsigned
+store_segments(struct log_store *s, struct log_segment_info *out, unsigned cap)
+{
+	s_lock(s);
+	live_tell(s);
+	s_unlock(s);
+	return log_segments(s->lg, out, cap);
+}
+
+void
 live_add(struct log_store *s, uint32_t seg, int64_t bytes)
 {
 	if (!seg || !bytes)
 		return;
 	s->live += (uint64_t)bytes;
 	if (!s->recovering)
-		log_segment_live(s->lg, seg, bytes);
+		live_note(s, seg, bytes);
 	else if (seg >= s->nsegs_known)
 		return;
 	else if (rec_live_grow(s, seg))
@@ -642,6 +674,7 @@ live_check(struct log_store *s)
 	(void)index_walk(s->ix, 0, 0, &next, check_entry, &ca); /* never stops */
 	for (unsigned i = 0; i < s->ntombs; i++)
 		check_add(&ca, s->tombs[i].seg, (int64_t)s->tombs[i].bytes);
+	live_tell(s);
 	n = log_segments(s->lg, info, n);
 	for (unsigned i = 0; i < n; i++) {
 		if (info[i].id < ca.cap && (int64_t)info[i].live != ca.live[info[i].id])
