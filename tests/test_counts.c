@@ -180,9 +180,9 @@ static const struct operation {
 	{ "get", get, 0, 1, 0, 1920, 0 },
 	{ "get-cached", get, 0, 1, 0, 1340, 1 << 20 },
 	{ "stat", stat_key, 0, 0, 0, 620, 0 },
-	{ "put", put, 0, 4, 376, 6900, 0 },
-	{ "putnew", put, KEYS, 4, 376, 7650, 0 },
-	{ "del", del, 0, 1, 208, 4850, 0 },
+	{ "put", put, 0, 1, 376, 6250, 0 },
+	{ "putnew", put, KEYS, 1, 376, 6900, 0 },
+	{ "del", del, 0, 0, 208, 4600, 0 },
 };
 enum { N_OPERATIONS = sizeof(operations) / sizeof(*operations) };
 

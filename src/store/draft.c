@@ -261,8 +261,8 @@ spill_some(struct store_draft *d, struct io *io, struct spill **out)
 		if (spill_put(d, &sp->piece[i], pos[i])) {
 			l->piece[kept++] = l->piece[i]; /* no memory for the extent: it stays where it is */
 		} else {
-			sp->piece[i].owned = true;
-			l->mem -= l->piece[i].cap;
+			sp->piece[i].owned = !piece_in_room(l, &l->piece[i]);
+			l->mem -= sp->piece[i].owned ? l->piece[i].cap : 0;
 		}
 	}
 	memmove(&l->piece[kept], &l->piece[n], (l->n - n) * sizeof(l->piece[0]));
@@ -301,9 +301,12 @@ draft_new(struct store *st, struct store_snap *base, struct store_draft **out)
 
 	if (!d)
 		return -ENOMEM;
-	*d = (struct store_draft){ .s = to_ls(st) };
+	memset(d, 0, offsetof(struct store_draft, room));
+	d->s = to_ls(st);
 	layer_init(&d->active);
 	layer_init(&d->frozen);
+	d->room.taken = false;
+	d->active.room = &d->room;
 	if (pthread_mutex_init(&d->lock, NULL)) {
 		free(d);
 		return -ENOMEM;

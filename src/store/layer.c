@@ -4,7 +4,7 @@
  *
  * Pieces are sorted, do not overlap and never cross a DATA_SPAN of value space, so that each is one record when it is spilled.
  * Writing on from a piece's end lengthens it (its memory doubles), writing over one changes it in place; only a gap makes
- * a new piece. Invariant: where a piece is, it is newer than what is spilled there; both are newer than what is below.
+ * a new piece. The first pieces and the data of one of them may lie in the draft itself (l->room). Invariant: where a piece is, it is newer than what is spilled there; both are newer than what is below.
  *
  * Threads: none inside; the draft's lock protects a layer that can change. Layer: store; pure memory.
  */
@@ -29,14 +29,33 @@ layer_init(struct layer *l)
 	l->cut = UINT64_MAX;
 }
 
+/* Free its data. */
+static void
+piece_free(struct layer *l, struct piece *p)
+{
+	if (piece_in_room(l, p)) {
+		l->room->taken = false;
+	} else {
+		l->mem -= p->cap;
+		free(p->data);
+	}
+}
+
+static bool
+array_in_room(const struct layer *l)
+{
+	return l->room && l->piece == l->room->piece;
+}
+
 size_t
 layer_free(struct layer *l)
 {
 	size_t mem = l->mem;
 
 	for (unsigned i = 0; i < l->n; i++)
-		free(l->piece[i].data);
-	free(l->piece);
+		piece_free(l, &l->piece[i]);
+	if (!array_in_room(l))
+		free(l->piece);
 	if (l->spilled)
 		(void)value_unref(l->spilled); /* commits may have taken a copy */
 	layer_init(l);
@@ -74,14 +93,22 @@ static int
 pieces_reserve(struct layer *l)
 {
 	unsigned cap = l->cap ? l->cap * 2 : 4;
+	bool lent = array_in_room(l);
 	struct piece *p;
 
 	if (l->n < l->cap)
 		return 0;
-	p = realloc(l->piece, cap * sizeof(*p));
+	if (!l->cap && l->room) {
+		l->piece = l->room->piece;
+		l->cap = sizeof(l->room->piece) / sizeof(l->room->piece[0]);
+		return 0;
+	}
+	p = realloc(lent ? NULL : l->piece, cap * sizeof(*p));
 	if (!p)
 		return -ENOMEM;
-	l->mem += (cap - l->cap) * sizeof(*p);
+	if (lent)
+		memcpy(p, l->piece, l->n * sizeof(*p));
+	l->mem += (cap - (lent ? 0 : l->cap)) * sizeof(*p);
 	l->piece = p;
 	l->cap = cap;
 	return 0;
@@ -92,17 +119,28 @@ static int
 piece_reserve(struct layer *l, struct piece *p, uint32_t len)
 {
 	uint32_t cap = p->cap * 2 > len ? p->cap * 2 : len;
+	bool lent = piece_in_room(l, p);
 	char *data;
 
 	if (len <= p->cap)
 		return 0;
+	if (!p->data && l->room && !l->room->taken && len <= sizeof(l->room->data)) {
+		l->room->taken = true;
+		p->data = l->room->data;
+		p->cap = sizeof(l->room->data);
+		return 0;
+	}
 	cap = (cap + PIECE_MIN - 1) / PIECE_MIN * PIECE_MIN;
 	if (cap > DATA_SPAN)
 		cap = DATA_SPAN;
-	data = realloc(p->data, cap);
+	data = realloc(lent ? NULL : p->data, cap);
 	if (!data)
 		return -ENOMEM;
-	l->mem += cap - p->cap;
+	if (lent) {
+		memcpy(data, p->data, p->len);
+		l->room->taken = false;
+	}
+	l->mem += cap - (lent ? 0 : p->cap);
 	p->data = data;
 	p->cap = cap;
 	return 0;
@@ -208,10 +246,8 @@ layer_punch(struct layer *l, uint64_t pos, uint64_t len, int64_t *grew)
 			l->piece[i].len = (uint32_t)(pos - l->piece[i].pos);
 		i++;
 	}
-	for (j = i; !err && j < l->n && piece_end(&l->piece[j]) <= end; j++) {
-		l->mem -= l->piece[j].cap;
-		free(l->piece[j].data);
-	}
+	for (j = i; !err && j < l->n && piece_end(&l->piece[j]) <= end; j++)
+		piece_free(l, &l->piece[j]);
 	pieces_remove(l, i, j);
 	if (!err && i < l->n && l->piece[i].pos < end)
 		piece_drop_front(&l->piece[i], end);
@@ -282,8 +318,11 @@ layer_merge(struct layer *l, struct layer *top, int64_t *grew)
 	int err = 0;
 
 	*grew = 0;
-	if (!l->n && !l->spilled && l->cut == UINT64_MAX) {
-		free(l->piece);
+	if (!top->n && !top->spilled && top->cut == UINT64_MAX) {
+		*grew -= (int64_t)layer_free(top);
+	} else if (!l->n && !l->spilled && l->cut == UINT64_MAX) {
+		if (!array_in_room(l))
+			free(l->piece);
 		*grew -= (int64_t)l->mem;
 		*l = *top;
 		layer_init(top);

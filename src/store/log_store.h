@@ -235,17 +235,31 @@ struct piece {
 	char *data;
 };
 
+/* Memory for a small value, so that it needs no other: part of the draft, lent to one of its layers. */
+struct small_room {
+	bool taken; /* data belongs to a piece, or to a spill for good */
+	struct piece piece[2];
+	char data[256];
+};
+
 /* What was written to a draft since some moment. Memory lies over spilled data, that over what is below. */
 struct layer {
 	struct piece *piece; /* sorted by pos, apart from each other */
 	unsigned n, cap;
 	size_t mem;            /* bytes allocated for pieces */
+	struct small_room *room; /* or NULL */
 	struct value *spilled; /* or NULL */
 	uint64_t cut;          /* bytes of what is below that still count; UINT64_MAX: all */
 	bool dirty, grown;     /* grown: truncate() made it larger */
 };
 
 void layer_init(struct layer *l);
+/** Is a piece's data in the room that was lent, not to be freed? */
+static inline bool
+piece_in_room(const struct layer *l, const struct piece *p)
+{
+	return l->room && p->data == l->room->data;
+}
 /** Free everything; Return: bytes of memory that went. */
 size_t layer_free(struct layer *l);
 /** Write; *grew: change of l->mem. 0 or -ENOMEM. */
@@ -308,6 +322,7 @@ struct store_draft {
 	struct spill *spills;    /* protected by s->spill_lock */
 	int err;                 /* a spill was lost: the draft is, too */
 	struct pinset pins;      /* segments with spilled data */
+	struct small_room room;  /* last: it is not cleared */
 };
 
 int draft_new(struct store *st, struct store_snap *base, struct store_draft **out);
