@@ -356,6 +356,7 @@ struct op_key {
 	struct pend *pend;
 	struct op *next;       /* in the queue */
 	struct large *spare;   /* for `after`, if the key had no large value */
+	bool installed;        /* base is what the index says, and will say until this operation is applied */
 	bool expired;          /* base is not there because its time is over */
 	bool drop_old;         /* the old value's extents die */
 	bool ghost;            /* the entry was made for this operation */

@@ -493,12 +493,13 @@ op_newest(struct op *op, unsigned i)
 	struct op_key *k = &op->k[i];
 
 	k->expired = false;
-	if (k->pend->inflight)
-		k->base = *k->pend->newest;
-	else
+	k->installed = !k->pend->inflight;
+	if (k->installed)
 		state_present(s, k->pend->e, &k->base);
+	else
+		k->base = *k->pend->newest;
 	if (k->base.exists && state_expired(&k->base, op->now)) {
-		k->base.exists = false;
+		k->base.exists = k->installed = false;
 		k->expired = true;
 	}
 }
@@ -572,11 +573,15 @@ op_apply(struct log_append *a, int err)
 {
 	struct op *op = (struct op *)((char *)a - offsetof(struct op, app));
 	struct log_store *s = op->s;
-	struct kstate old[2];
+	const struct kstate *old[2];
+	struct kstate present[2];
 
 	s_lock(s);
-	for (unsigned i = 0; i < op->nkeys; i++) /* both before either changes: an exchange moves what they share */
-		state_present(s, op->k[i].pend->e, &old[i]);
+	for (unsigned i = 0; i < op->nkeys; i++) { /* both before either changes: an exchange moves what they share */
+		old[i] = op->k[i].installed ? &op->k[i].base : &present[i];
+		if (!op->k[i].installed)
+			state_present(s, op->k[i].pend->e, &present[i]);
+	}
 	if (!err) {
 		if (op->counter)
 			(*op->counter)++;
@@ -589,7 +594,7 @@ op_apply(struct log_append *a, int err)
 			tomb_add(s, op->tomb.seg, op->tomb.first, op->tomb.last, (uint32_t)op->tomb.bytes);
 	}
 	for (unsigned i = 0; i < op->nkeys; i++)
-		key_applied(op, &op->k[i], &old[i], err);
+		key_applied(op, &op->k[i], old[i], err);
 	s_unlock(s);
 }
 
