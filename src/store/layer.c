@@ -4,7 +4,8 @@
  *
  * Pieces are sorted, do not overlap and never cross a DATA_SPAN of value space, so that each is one record when it is spilled.
  * Writing on from a piece's end lengthens it (its memory doubles), writing over one changes it in place; only a gap makes
- * a new piece. The first pieces and the data of one of them may lie in the draft itself (l->room). Invariant: where a piece is, it is newer than what is spilled there; both are newer than what is below.
+ * a new piece. The first pieces and the data of one of them may lie in the draft itself (l->room). Invariant: where a piece
+ * is, it is newer than what is spilled there; both are newer than what is below.
  *
  * Threads: none inside; the draft's lock protects a layer that can change. Layer: store; pure memory.
  */
