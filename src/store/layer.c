@@ -138,7 +138,8 @@ piece_reserve(struct layer *l, struct piece *p, uint32_t len)
 	if (!data)
 		return -ENOMEM;
 	if (lent) {
-		memcpy(data, p->data, p->len);
+		assert(l->room);
+		memcpy(data, l->room->data, p->len);
 		l->room->taken = false;
 	}
 	l->mem += cap - (lent ? 0 : p->cap);

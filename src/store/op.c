@@ -573,13 +573,15 @@ op_apply(struct log_append *a, int err)
 {
 	struct op *op = (struct op *)((char *)a - offsetof(struct op, app));
 	struct log_store *s = op->s;
-	const struct kstate *old[2];
 	struct kstate present[2];
+	const struct kstate *old[2] = { &present[0], &present[1] };
+	unsigned n = op->nkeys;
 
 	s_lock(s);
-	for (unsigned i = 0; i < op->nkeys; i++) { /* both before either changes: an exchange moves what they share */
-		old[i] = op->k[i].installed ? &op->k[i].base : &present[i];
-		if (!op->k[i].installed)
+	for (unsigned i = 0; i < n; i++) { /* both before either changes: an exchange moves what they share */
+		if (op->k[i].installed)
+			old[i] = &op->k[i].base;
+		else
 			state_present(s, op->k[i].pend->e, &present[i]);
 	}
 	if (!err) {
@@ -593,7 +595,7 @@ op_apply(struct log_append *a, int err)
 		if (op->tomb.seg)
 			tomb_add(s, op->tomb.seg, op->tomb.first, op->tomb.last, (uint32_t)op->tomb.bytes);
 	}
-	for (unsigned i = 0; i < op->nkeys; i++)
+	for (unsigned i = 0; i < n; i++)
 		key_applied(op, &op->k[i], old[i], err);
 	s_unlock(s);
 }
