@@ -36,6 +36,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* ---- hash ---- */
 
@@ -111,17 +112,11 @@ index_hash(const struct index *ix, const char *key, uint32_t len)
 
 /* ---- buckets ---- */
 
-static size_t
-region_size(unsigned r)
-{
-	return region_buckets(r) * sizeof(struct bucket);
-}
-
 /* Regions so large that a huge page more or less does not matter are made of them. */
 static bool
 region_huge(unsigned r)
 {
-	return region_size(r) >= 4 * HUGE_PAGE;
+	return region_buckets(r) * sizeof(struct bucket) >= 4 * HUGE_PAGE;
 }
 
 int
@@ -133,14 +128,12 @@ index_region_map(struct index *ix, unsigned r)
 		return 0;
 	if (!slab_may_alloc(ix->slab))
 		return -ENOMEM;
-	p = mmap(NULL, region_size(r), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	p = mmap(NULL, region_buckets(r) * sizeof(struct bucket), PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
 		return -ENOMEM;
-	/* Fewer TLB misses; without it nothing is wrong. A smaller region is made of huge pages when it is full. */
-	if (region_huge(r))
-		(void)madvise(p, region_size(r), MADV_HUGEPAGE);
-	if (r && !region_huge(r - 1) && region_size(r - 1) >= HUGE_PAGE)
-		(void)madvise(ix->region[r - 1], region_size(r - 1), MADV_COLLAPSE);
+	if (region_huge(r)) /* fewer TLB misses; without it nothing is wrong */
+		(void)madvise(p, region_buckets(r) * sizeof(struct bucket), MADV_HUGEPAGE);
 	ix->region[r] = p;
 	return 0;
 }
@@ -152,7 +145,7 @@ region_unmap(struct index *ix, unsigned r)
 
 	if (!ix->region[r])
 		return;
-	err = munmap(ix->region[r], region_size(r));
+	err = munmap(ix->region[r], region_buckets(r) * sizeof(struct bucket));
 	assert(err == 0);
 	(void)err;
 	ix->region[r] = NULL;

@@ -6,9 +6,6 @@
  * a list of its chunks that have room. Objects never handed out yet are cut from the end of the used part (`fresh`), so
  * a chunk that is little used takes only the pages it needs.
  *
- * Huge pages mean fewer TLB misses, which cost as much as the cache misses of a random object. A class that has grown gets
- * them for each new chunk, and with each for one of the older, small ones, which are full by then.
- *
  * Threads: none inside; the owner's lock protects everything. Layer: store.
  */
 #include "store/slab.h"
@@ -16,6 +13,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define SLAB_POISON 1
@@ -47,7 +45,6 @@
 struct chunk {
 	struct chunk *next, *prev;         /* in the slab's list of all chunks */
 	struct chunk *room_next, *room_prev; /* in the class's list of chunks with room, while has_room */
-	struct chunk *small_next; /* in the class's list of chunks that may become huge */
 	void *free;     /* first of the list of freed objects; each begins with the address of the next */
 	uint32_t used;  /* objects handed out and not freed */
 	uint32_t fresh; /* objects ever handed out; later ones are untouched memory */
@@ -62,7 +59,6 @@ _Static_assert(sizeof(struct chunk) <= CHUNK_HEADER, "the chunk's header must fi
 struct slab {
 	struct chunk *chunks;
 	struct chunk *room[CLASSES];
-	struct chunk *small[CLASSES];
 	uint32_t nchunks[CLASSES];
 	uint64_t memory;
 	uint64_t idle; /* bytes of freed objects */
@@ -168,56 +164,18 @@ room_remove(struct slab *s, struct chunk *c)
 		s->room[c->class] = c->room_next;
 }
 
-static void
-small_add(struct slab *s, struct chunk *c)
-{
-	c->small_next = s->small[c->class];
-	s->small[c->class] = c;
-}
-
-static void
-small_remove(struct slab *s, struct chunk *c)
-{
-	struct chunk **p = &s->small[c->class];
-
-	while (*p && *p != c)
-		p = &(*p)->small_next;
-	if (*p)
-		*p = c->small_next;
-}
-
-/* Have the kernel put one of the small chunks into a huge page; if it does not, nothing is wrong. */
-static void
-small_to_huge(struct slab *s, unsigned class)
-{
-	struct chunk *c = s->small[class];
-
-	if (!c)
-		return;
-	small_remove(s, c);
-	if (madvise(c, CHUNK_SIZE, MADV_COLLAPSE))
-		return;
-	s->memory -= touched(c, c->fresh);
-	c->huge = true;
-	s->memory += touched(c, c->fresh);
-}
-
 static struct chunk *
 chunk_create(struct slab *s, unsigned class)
 {
-	bool grown = s->nchunks[class] >= HUGE_FROM, huge;
 	struct chunk *c = map_chunk();
+	bool huge;
 
 	if (!c)
 		return NULL;
-	huge = grown && !madvise(c, CHUNK_SIZE, MADV_HUGEPAGE); /* before the first touch */
+	huge = s->nchunks[class] >= HUGE_FROM && !madvise(c, CHUNK_SIZE, MADV_HUGEPAGE); /* before the first touch */
 	c->huge = huge;
 	s->nchunks[class]++;
 	c->class = (uint16_t)class;
-	if (grown)
-		small_to_huge(s, class);
-	else
-		small_add(s, c);
 	c->slots = (uint32_t)((CHUNK_SIZE - CHUNK_HEADER) / class_to_size(class));
 	c->next = s->chunks;
 	if (c->next)
@@ -234,8 +192,6 @@ chunk_destroy(struct slab *s, struct chunk *c)
 {
 	if (c->has_room)
 		room_remove(s, c);
-	if (!c->huge)
-		small_remove(s, c);
 	if (c->next)
 		c->next->prev = c->prev;
 	if (c->prev)
@@ -375,13 +331,8 @@ slab_absorb(struct slab *s, struct slab *from)
 		if (room)
 			room_add(s, c);
 	}
-	for (unsigned i = 0; i < CLASSES; i++) {
+	for (unsigned i = 0; i < CLASSES; i++)
 		s->nchunks[i] += from->nchunks[i];
-		while ((c = from->small[i])) {
-			from->small[i] = c->small_next;
-			small_add(s, c);
-		}
-	}
 	s->memory += from->memory;
 	s->idle += from->idle;
 	s->objects += from->objects;

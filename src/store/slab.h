@@ -3,8 +3,8 @@
  * slab.h - memory for the index: small objects of any size, without a malloc header and without fragmentation.
  *
  * Private to the index. Chunks of 2 MiB are mapped from the kernel; a chunk holds objects of one size class (4 byte
- * steps to 512, 64 byte steps above). A class with many chunks has huge pages. Freed objects are used again first; a
- * chunk without objects goes back to the kernel unless it is the last one with room in its class.
+ * steps to 512, 64 byte steps above). A class with many chunks has huge pages. Freed objects are used again first; a chunk without objects goes back to the
+ * kernel unless it is the last one with room in its class.
  *
  * Threads: none inside; the owner's lock protects everything. Layer: store; knows neither keys nor entries.
  */
@@ -14,11 +14,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/mman.h>
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1 */
-#endif
 
 #define SLAB_MAX 1536u /* bytes, the largest object */
 
