@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * clock.c - the clocks, in nanoseconds; see clock.h. Layer: base. Entered by every thread.
+ * clock.c - the two clocks, in nanoseconds; see clock.h. Layer: base. Entered by every thread.
  */
 #include "base/clock.h"
 
@@ -20,12 +20,6 @@ int64_t
 clock_realtime_ns(void)
 {
 	return now_ns(CLOCK_REALTIME);
-}
-
-int64_t
-clock_coarse_ns(void)
-{
-	return now_ns(CLOCK_REALTIME_COARSE);
 }
 
 int64_t

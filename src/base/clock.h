@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * clock.h - the clocks, in nanoseconds. Layer: base. Any thread.
+ * clock.h - the two clocks, in nanoseconds. Layer: base. Any thread.
  */
 #ifndef KVFS_BASE_CLOCK_H
 #define KVFS_BASE_CLOCK_H
@@ -13,9 +13,6 @@
 
 /** Since the Unix epoch; steps when somebody sets the clock. */
 int64_t clock_realtime_ns(void);
-
-/** The same as of the kernel's last tick: up to 10 ms old, and cheap. */
-int64_t clock_coarse_ns(void);
 
 /** Never goes back; its zero means nothing. */
 int64_t clock_monotonic_ns(void);

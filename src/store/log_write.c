@@ -171,7 +171,7 @@ refuse_locked(struct log *lg, struct batch *b, int err)
 static int64_t
 log_now(const struct log *lg)
 {
-	return lg->cfg.clock ? lg->cfg.clock(lg->cfg.clock_arg) : clock_coarse_ns(); /* the headers tell people */
+	return lg->cfg.clock ? lg->cfg.clock(lg->cfg.clock_arg) : clock_realtime_ns(); /* exact: it is part of the chain, kvfs-format(5) */
 }
 
 /* Under lock: what the headers say about the log so far. */
