@@ -485,6 +485,26 @@ rename_again(struct rq *r)
 	return !r->walked && rename_walk_begin(r, pending_but(r->key, r->pid) || pending_but(r->key2, 0));
 }
 
+static bool
+same_content(const struct store_attr *a, const struct store_attr *b)
+{
+	return a->ino == b->ino && a->mtime == b->mtime && a->size == b->size;
+}
+
+/*
+ * The rename has happened and did not say so; r->err and what it was to give are of the looks at both names after it. What
+ * somebody else has put there since is no new version of what was renamed: then it looks like an older value to who has it open.
+ */
+static void
+rename_versions(struct rq *r)
+{
+	if (r->err || !same_content(&r->rename.to_out, &r->attr))
+		r->rename.to_out = r->attr;
+	if (r->flags & RENAME_EXCHANGE && !same_content(&r->rename.from_out, &r->commit.attr))
+		r->rename.from_out = r->commit.attr;
+	r->err = 0;
+}
+
 static enum rq_result
 rename_step(struct rq *r)
 {
@@ -557,6 +577,7 @@ rename_step(struct rq *r)
 		if (r->err)
 			return rename_end(r, r->err);
 		r->version = r->rename.from_out.version;
+		r->commit.attr = r->rename.from_out; /* for rename_versions */
 		/* fallthrough */
 	submit:
 	case 5:
@@ -571,16 +592,21 @@ rename_step(struct rq *r)
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
-	default:
-		if (r->err == -ENOENT || (r->err == 0 && r->rename.from_out.ino != r->attr.ino)) {
-			r->err = 0;
-			r->rename.to_out = r->attr;
-			return rename_done(r);
+	case 7:
+		if (r->err == 0 && r->rename.from_out.ino == r->attr.ino) {
+			r->state = 5;
+			return rename_step(r);
 		}
-		r->state = r->err ? 4 : 5;
-		if (r->err)
+		if (r->err && r->err != -ENOENT)
 			return rename_done(r);
-		return rename_step(r);
+		/* It has: which version did that give? */
+		r->err = store_stat(m->store, rq_key_name(r, r->name2, r->name2_len), &r->rename.to_out, rq_store(r, 9));
+		if (r->err == STORE_PENDING)
+			return RQ_WAIT;
+		/* fallthrough */
+	default:
+		rename_versions(r);
+		return rename_done(r);
 	}
 }
 
