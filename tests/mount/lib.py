@@ -585,8 +585,9 @@ def run(make_mount=None):
                 where = traceback.extract_tb(problem.__traceback__)
                 lines = [f.lineno for f in where if os.path.basename(f.filename).startswith(SCRIPT)]
                 text = str(problem) if isinstance(problem, Fail) else "%s: %s" % (type(problem).__name__, problem)
-                if isinstance(problem, EOFError):
-                    peer = None
+                if peer and not isinstance(problem, EOFError):
+                    peer.end()  # what it has open would be in the way of the cases that unmount
+                peer = None
                 print("not ok %s: %s (line %s)" % (label(name), " ".join(text.split()), lines[-1] if lines else "?"))
                 if mount and not mount.alive() and not PLAIN:
                     print("# kvfs died: " + mount.last_words())
