@@ -13,7 +13,7 @@
  *
  * Segments that hold spilled data are pinned until the draft is freed and are no victims of compaction (draft_pins).
  *
- * Locks: d->lock, then s->lock; s->spill_lock is a leaf. A frozen layer does not change, so the commit reads it without.
+ * Locks: d->lock, then s->lock; d->spill_lock is a leaf. A frozen layer does not change, so the commit reads it without.
  * Threads: any. Layer: store.
  */
 #include "store/log_store.h"
@@ -111,14 +111,14 @@ spill_unlink(struct spill *sp)
 {
 	struct store_draft *d = sp->d;
 
-	pthread_mutex_lock(&d->s->spill_lock);
+	pthread_mutex_lock(&d->spill_lock);
 	if (sp->prev)
 		sp->prev->next = sp->next;
 	else
 		d->spills = sp->next;
 	if (sp->next)
 		sp->next->prev = sp->prev;
-	pthread_mutex_unlock(&d->s->spill_lock);
+	pthread_mutex_unlock(&d->spill_lock);
 }
 
 /* The log has written it, or has failed. */
@@ -197,12 +197,12 @@ spill_append(struct spill *sp, const uint64_t *pos, struct io *io)
 	s_unlock(s);
 	if (err)
 		goto out;
-	pthread_mutex_lock(&d->s->spill_lock);
+	pthread_mutex_lock(&d->spill_lock);
 	sp->next = d->spills;
 	if (d->spills)
 		d->spills->prev = sp;
 	d->spills = sp;
-	pthread_mutex_unlock(&d->s->spill_lock);
+	pthread_mutex_unlock(&d->spill_lock);
 out:
 	free(recs);
 	free(places);
@@ -278,7 +278,7 @@ draft_copy_spilling(struct store_draft *d, const struct extent *e, char *dst)
 {
 	bool found = false;
 
-	pthread_mutex_lock(&d->s->spill_lock);
+	pthread_mutex_lock(&d->spill_lock);
 	for (const struct spill *sp = d->spills; sp && !found; sp = sp->next) {
 		for (unsigned i = 0; i < sp->n && !found; i++) {
 			const struct spill_piece *p = &sp->piece[i];
@@ -288,7 +288,7 @@ draft_copy_spilling(struct store_draft *d, const struct extent *e, char *dst)
 				memcpy(dst, p->data + (e->off - p->off), e->len);
 		}
 	}
-	pthread_mutex_unlock(&d->s->spill_lock);
+	pthread_mutex_unlock(&d->spill_lock);
 	return found;
 }
 
@@ -307,16 +307,22 @@ draft_new(struct store *st, struct store_snap *base, struct store_draft **out)
 	layer_init(&d->frozen);
 	d->room.taken = false;
 	d->active.room = &d->room;
-	if (pthread_mutex_init(&d->lock, NULL)) {
-		free(d);
-		return -ENOMEM;
-	}
+	if (pthread_mutex_init(&d->lock, NULL))
+		goto out_free;
+	if (pthread_mutex_init(&d->spill_lock, NULL))
+		goto out_lock;
 	if (base) {
 		d->base = snap_ref(base);
 		d->size = base->st.size;
 	}
 	*out = d;
 	return 0;
+
+out_lock:
+	pthread_mutex_destroy(&d->lock);
+out_free:
+	free(d);
+	return -ENOMEM;
 }
 
 void
@@ -335,6 +341,7 @@ draft_free(struct store_draft *d)
 	}
 	free(d->pins.seg);
 	snap_unref(d->base);
+	pthread_mutex_destroy(&d->spill_lock);
 	pthread_mutex_destroy(&d->lock);
 	free(d);
 }

@@ -735,7 +735,6 @@ store_free(struct log_store *s)
 	free(s->rec_live);
 	vcache_destroy(s->cache);
 	pthread_mutex_destroy(&s->verified_lock);
-	pthread_mutex_destroy(&s->spill_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -758,7 +757,6 @@ log_store_open(const struct store_config *cfg, struct store **out, char *err, si
 	s->large_list.prev = s->large_list.next = &s->large_list;
 	atomic_init(&s->next_ino, INO_FIRST);
 	(void)mutex_init_brief(&s->lock); /* glibc's has nothing to fail with, as below */
-	pthread_mutex_init(&s->spill_lock, NULL);
 	pthread_mutex_init(&s->verified_lock, NULL);
 	s->pend_slots = 256;
 	s->pends = calloc(s->pend_slots, sizeof(struct pend *));

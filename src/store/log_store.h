@@ -281,7 +281,7 @@ uint64_t layer_end(const struct layer *l);
 struct spill {
 	struct log_append app;
 	struct store_draft *d;
-	struct spill *next, *prev; /* of the draft; protected by s->spill_lock */
+	struct spill *next, *prev; /* of the draft; protected by d->spill_lock */
 	struct spill *chain;       /* started by the same write, before this one */
 	struct store_req *req;     /* the write that ends with it, or NULL */
 	int err;                   /* what that write says if the spill ends well */
@@ -319,7 +319,8 @@ struct store_draft {
 	uint64_t frozen_size;
 	uint64_t disk;           /* bytes spilled and not published, counted in s->draft_disk */
 	uint64_t published;      /* bytes of spilled data that a key has too */
-	struct spill *spills;    /* protected by s->spill_lock */
+	pthread_mutex_t spill_lock; /* protects spills; a leaf */
+	struct spill *spills;
 	int err;                 /* a spill was lost: the draft is, too */
 	struct pinset pins;      /* segments with spilled data */
 	struct small_room room;  /* last: it is not cleared */
@@ -523,10 +524,8 @@ void trail_set(struct trail *c, uint32_t seg, uint32_t bytes);
 void trail_add(struct trail *c, uint32_t seg, uint32_t bytes);
 /** A delta of `bytes` may be added (else a full record is due). */
 bool trail_takes(const struct trail *c, uint32_t bytes);
-/** Live bytes of a segment have changed. The log knows after the next live_tell. */
+/** Live bytes of a segment have changed. The log is told by store_segments, or when many segments have changed. */
 void live_add(struct log_store *s, uint32_t seg, int64_t bytes);
-/** Tell the log what live_add has noted. */
-void live_tell(struct log_store *s);
 /** As log_segments, with all live bytes told. Takes the store's lock. */
 unsigned store_segments(struct log_store *s, struct log_segment_info *out, unsigned cap);
 void live_value(struct log_store *s, const struct value *v, int sign);
@@ -594,7 +593,6 @@ struct log_store {
 	_Atomic uint64_t draft_mem;   /* bytes of all drafts' memory */
 	_Atomic uint64_t draft_disk;  /* bytes spilled by drafts and not published */
 	_Atomic bool no_nowait;       /* the disk knows no RWF_NOWAIT */
-	pthread_mutex_t spill_lock;    /* protects the spills of all drafts; a leaf */
 	pthread_mutex_t verified_lock; /* protects the next two; a leaf */
 	uint64_t **verified;          /* by segment: a bit for each 4 KiB in which a verified data record begins */
 	uint32_t verified_cap;
