@@ -22,12 +22,6 @@
 #define BUFFER_SIZE (LOG_DIRECT_WRITE + 2 * DISK_ALIGN_MAX)
 #define WARM_STEP (256u << 10) /* bytes that are read in at once */
 
-static uint64_t
-down(uint64_t n, uint64_t unit)
-{
-	return n / unit * unit;
-}
-
 static void
 leave(struct log *lg)
 {
@@ -80,7 +74,7 @@ static bool
 have_tail(struct log *lg, const struct segment *s, uint64_t start)
 {
 	struct direct *dr = &lg->direct;
-	uint64_t from = down(start, dr->align);
+	uint64_t from = round_down(start, dr->align);
 
 	if (from == start || (dr->tail_seg == s->id && dr->tail_off == from))
 		return true;
@@ -91,15 +85,15 @@ void
 log_direct_lay(struct log *lg, struct batch *b, uint64_t room)
 {
 	struct direct *dr = &lg->direct;
-	uint64_t size = b->head_size + batch_size(&b->h), from, end;
+	uint64_t size = batch_total(b), from, end;
 	uint8_t *p;
 
 	if (dr->seg && dr->seg != b->seg->id)
 		leave(lg); /* that segment is sealed, and may be deleted */
 	if (!b->dsync || lg->cfg.no_direct || dr->never || size > LOG_DIRECT_WRITE || !reach(lg, b->seg))
 		return;
-	from = down(b->start, dr->align);
-	end = down(b->start + size + dr->align - 1, dr->align);
+	from = round_down(b->start, dr->align);
+	end = round_up(b->start + size, dr->align);
 	if (end > room || !have_tail(lg, b->seg, b->start))
 		return;
 	p = dr->buf + (b->start - from);
@@ -126,14 +120,14 @@ void
 log_direct_end(struct log *lg, const struct batch *b, bool ok)
 {
 	struct direct *dr = &lg->direct;
-	uint64_t end = b->start + b->head_size + batch_size(&b->h), from;
+	uint64_t end = b->start + batch_total(b), from;
 
 	dr->tail_seg = 0;
 	if (!b->direct || !ok)
 		return;
-	from = down(end, dr->align);
+	from = round_down(end, dr->align);
 	if (from != end)
-		memmove(dr->buf, dr->buf + (from - down(b->start, dr->align)), end - from);
+		memmove(dr->buf, dr->buf + (from - round_down(b->start, dr->align)), end - from);
 	dr->tail_seg = b->seg->id;
 	dr->tail_off = from;
 }
@@ -151,7 +145,7 @@ log_warm_next(struct log *lg, struct log_pos *from, uint64_t *len)
 {
 	const struct segment *s = segment_get(lg, lg->warm.seg);
 	bool active = lg->warm.seg == lg->written_pos.seg;
-	uint64_t end = active ? down(lg->written_pos.off, WARM_STEP) : s ? s->used : 0;
+	uint64_t end = active ? round_down(lg->written_pos.off, WARM_STEP) : s ? s->used : 0;
 
 	*from = lg->warm;
 	*len = s && end > lg->warm.off ? end - lg->warm.off : 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_scan.c and log_recover.c share. Private to the
- * log; nobody above includes it.
+ * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_direct.c, log_scan.c and log_recover.c share.
+ * Private to the log; nobody above includes it.
  *
  * Locks, outermost first (the store's lock is outside all of them):
  *   service_lock  one log_service at a time: only it cuts sealed segments and frees retired ones.
@@ -199,6 +199,13 @@ struct direct {
 	uint64_t tail_off;
 };
 
+/* Bytes that a batch takes in its segment, with the segment header before it. */
+static inline uint64_t
+batch_total(const struct batch *b)
+{
+	return b->head_size + batch_size(&b->h);
+}
+
 struct log {
 	struct log_config cfg;
 	uint64_t seed;
@@ -246,6 +253,18 @@ struct log {
 	uint32_t seg_base, nsegs, segs_cap;
 	unsigned retiring;        /* retired and not gone, or gone and not freed */
 };
+
+static inline uint64_t
+round_down(uint64_t n, uint64_t unit)
+{
+	return n / unit * unit;
+}
+
+static inline uint64_t
+round_up(uint64_t n, uint64_t unit)
+{
+	return round_down(n + unit - 1, unit);
+}
 
 static inline int
 log_pos_cmp(struct log_pos a, struct log_pos b)

@@ -301,7 +301,7 @@ write_end(struct log *lg, struct batch *b, int err, struct ends *ends)
 	lg->last_number = b->h.number;
 	lg->written_pos = batch_end(b);
 	lg->counters.batches++;
-	lg->counters.bytes += batch_size(&b->h) + b->head_size;
+	lg->counters.bytes += batch_total(b);
 	lg->counters.direct += b->direct;
 	if (b->appends > lg->counters.max_group)
 		lg->counters.max_group = b->appends;
@@ -351,7 +351,7 @@ write_done(struct io_req *req, int res)
 static int
 write_mapped(struct log *lg, struct batch *b)
 {
-	size_t size = b->head_size + batch_size(&b->h);
+	size_t size = batch_total(b);
 	int n, r;
 	struct iovec *iov = write_pieces(b, &n);
 
@@ -449,7 +449,8 @@ begin_write(struct log *lg, struct io *io, enum write_kind kind, struct ends *en
 	b->dsync = kind == WRITE_DSYNC;
 	if (dir)
 		r = segment_sync_dir(lg);
-	log_direct_lay(lg, b, room);
+	if (!r)
+		log_direct_lay(lg, b, room);
 	if (!r && kind != WRITE_NOW) {
 		write_submit(b);
 		pthread_mutex_lock(&lg->lock);

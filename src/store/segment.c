@@ -242,12 +242,6 @@ zeros_pay_locked(const struct log *lg)
 	return lg->cfg.dsync_each && lg->mean_batch < ZERO_BATCH_MAX;
 }
 
-static uint64_t
-round_up(uint64_t n, uint64_t unit)
-{
-	return (n + unit - 1) / unit * unit;
-}
-
 /* How far to allocate when `end` is needed and there is plenty. */
 static uint64_t
 room_target(const struct log *lg, const struct segment *s, uint64_t end)

@@ -39,7 +39,8 @@ rec_live_grow(struct log_store *s, uint32_t seg)
 	return true;
 }
 
-void
+/* Tell the log what was noted. Store's lock held. */
+static void
 live_tell(struct log_store *s)
 {
 	for (unsigned i = 0; i < s->nlive_notes; i++)
@@ -674,8 +675,7 @@ live_check(struct log_store *s)
 	(void)index_walk(s->ix, 0, 0, &next, check_entry, &ca); /* never stops */
 	for (unsigned i = 0; i < s->ntombs; i++)
 		check_add(&ca, s->tombs[i].seg, (int64_t)s->tombs[i].bytes);
-	live_tell(s);
-	n = log_segments(s->lg, info, n);
+	n = store_segments(s, info, n);
 	for (unsigned i = 0; i < n; i++) {
 		if (info[i].id < ca.cap && (int64_t)info[i].live != ca.live[info[i].id])
 			ca.bad = true;
