@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_mapped.c - writes through a mapping: what is copied is in the file; a window follows; SIGBUS becomes -EIO, also on threads
- * of the pool and again and again, and is nobody else's business; the engine that meets it turns read-only.
+ * of the pool and again and again, and is nobody else's business; the engine that meets it turns read-only; windows are made ahead.
  */
 #include "base/mapped.h"
 #include "storelib.h"
+#include "store/log_store.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -266,6 +267,75 @@ a_segment_that_was_cut_makes_the_store_read_only(void **state)
 	assert_int_equal(sl_get(&f->sl, "after", &data, &size), -ENOENT);
 }
 
+static struct log_counters
+log_counters_of(struct store *st)
+{
+	struct log_counters c;
+
+	log_get_counters(((struct log_store *)(void *)st)->lg, &c);
+	return c;
+}
+
+#define AHEAD_VALUE 8000 /* bytes: small enough for the mapping */
+#define AHEAD_KEYS  1700 /* three windows and a bit */
+
+/* Many small commits, with a look of the background's after each. Return: windows that were made ahead. */
+static uint64_t
+fill_windows(struct file *f, bool flush)
+{
+	char key[32], value[AHEAD_VALUE];
+
+	f->sl.cfg.segment_size = 64 << 20;
+	assert_int_equal(sl_open(&f->sl), 0);
+	for (int i = 0; i < AHEAD_KEYS; i++) {
+		snprintf(key, sizeof(key), "key %d", i);
+		memset(value, 'a' + i % 26, sizeof(value));
+		assert_int_equal(sl_put(&f->sl, key, value, sizeof(value)), 0);
+		if (flush)
+			assert_int_equal(sl_sync(&f->sl), 0);
+		assert_int_equal(sl_background(&f->sl, 0), 0); /* log_service() */
+	}
+	return log_counters_of(f->sl.st).windows_ahead;
+}
+
+static void
+expect_windows(struct file *f)
+{
+	for (int i = 0; i < AHEAD_KEYS; i++) {
+		char key[32], *data;
+		size_t size;
+
+		snprintf(key, sizeof(key), "key %d", i);
+		assert_int_equal(sl_get(&f->sl, key, &data, &size), 0);
+		assert_int_equal(size, AHEAD_VALUE);
+		for (size_t k = 0; k < size; k++)
+			assert_int_equal(data[k], 'a' + i % 26);
+		free(data);
+	}
+}
+
+static void
+windows_are_made_ahead_of_who_writes_fast(void **state)
+{
+	struct file *f = *state;
+
+	assert_int_equal(reach(f, 0, 1), 0);
+	assert_int_equal(fill_windows(f, false), 3);
+	expect_windows(f);
+	sl_crash(&f->sl);
+	expect_windows(f);
+}
+
+static void
+no_window_is_made_ahead_of_who_flushes(void **state)
+{
+	struct file *f = *state;
+
+	assert_int_equal(reach(f, 0, 1), 0);
+	assert_int_equal(fill_windows(f, true), 0);
+	expect_windows(f);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int
@@ -279,6 +349,8 @@ main(int argc, char **argv)
 		T(small_commits_make_no_call),
 		T(durable_commits_are_written),
 		T(a_segment_that_was_cut_makes_the_store_read_only),
+		T(windows_are_made_ahead_of_who_writes_fast),
+		T(no_window_is_made_ahead_of_who_flushes),
 	};
 
 	self = argv[0];

@@ -16,8 +16,13 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#define PAGE_MOST (64u << 10) /* bytes; no machine has larger pages */
+#define READY_STEP (256u << 10) /* bytes: so long the kernel may hold the lock of the process's memory */
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects before */
 static struct sigaction before;
@@ -51,12 +56,12 @@ catch_sigbus(void)
 int
 mapped_reach(struct mapped *w, struct disk *d, int fd, uint64_t off, size_t len)
 {
-	uint64_t from = off / PAGE_MOST * PAGE_MOST;
+	uint64_t from = off / MAPPED_ALIGN * MAPPED_ALIGN;
 	void *mem;
 	int err;
 
 	assert(len <= MAPPED_MAX);
-	if (w->len && w->disk == d && w->fd == fd && off >= w->off && off + len <= w->off + w->len)
+	if (w->disk == d && w->fd == fd && mapped_has(w, off, len))
 		return 0;
 	if (!d->ops->map)
 		return -EOPNOTSUPP;
@@ -67,6 +72,16 @@ mapped_reach(struct mapped *w, struct disk *d, int fd, uint64_t off, size_t len)
 	catch_sigbus();
 	*w = (struct mapped){ .disk = d, .fd = fd, .off = from, .len = MAPPED_WINDOW, .mem = mem };
 	return 0;
+}
+
+void
+mapped_ready(const struct mapped *w, size_t len)
+{
+	for (size_t done = 0, n; done < len; done += n) {
+		n = len - done < READY_STEP ? len - done : READY_STEP;
+		if (madvise(w->mem + done, n, MADV_POPULATE_WRITE))
+			return;
+	}
 }
 
 void

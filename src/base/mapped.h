@@ -13,6 +13,7 @@
 #define KVFS_BASE_MAPPED_H
 
 #include "base/disk.h"
+#include <stdbool.h>
 
 /* A part of a file that is mapped; all zero: none. */
 struct mapped {
@@ -25,6 +26,7 @@ struct mapped {
 
 #define MAPPED_WINDOW (4u << 20) /* bytes */
 #define MAPPED_MAX (1u << 20)    /* of one reach */
+#define MAPPED_ALIGN (64u << 10) /* bytes: a window begins at a multiple; no machine has larger pages */
 
 /**
  * Have [off, off + len) of the open file in the window, which is moved if need be; len at most MAPPED_MAX. The bytes must be
@@ -32,6 +34,20 @@ struct mapped {
  * or -errno.
  */
 int mapped_reach(struct mapped *w, struct disk *d, int fd, uint64_t off, size_t len);
+
+/** Does the window have [off, off + len)? */
+static inline bool
+mapped_has(const struct mapped *w, uint64_t off, size_t len)
+{
+	return w->len && off >= w->off && off + len <= w->off + w->len;
+}
+
+/**
+ * Have the kernel make the pages of the window's first `len` bytes, which must be allocated, and map them for writing, so that
+ * no later copy meets a fault. Takes the time of all these faults (some 1 us for each page), more if the kernel slows down who
+ * writes. Their content stays as it is; they are written back like pages that were written. A hint: Linux before 5.14 ignores it.
+ */
+void mapped_ready(const struct mapped *w, size_t len);
 
 /** Give the window back; nothing is flushed. */
 void mapped_close(struct mapped *w);

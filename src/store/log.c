@@ -57,7 +57,7 @@ log_destroy(struct log *lg)
 	if (!lg)
 		return;
 	assert(!lg->writing && !lg->flushing && !lg->applying);
-	mapped_close(&lg->window);
+	log_map_close(lg);
 	log_direct_close(lg);
 	free_list(lg->queue);
 	free_list(lg->written);

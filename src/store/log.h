@@ -210,6 +210,7 @@ struct log_pos log_durable_pos(struct log *lg);
 struct log_counters {
 	uint64_t batches, bytes, records, flushes, max_group;
 	uint64_t direct; /* batches written past the page cache */
+	uint64_t windows_ahead; /* windows of the log's mapping that were made ahead and used */
 };
 void log_get_counters(struct log *lg, struct log_counters *out);
 /** NULL while the log takes writes, else why not (a failed write: never retried). */

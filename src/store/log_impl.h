@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_direct.c, log_scan.c and log_recover.c share.
+ * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_map.c, log_direct.c, log_scan.c and log_recover.c share.
  * Private to the log; nobody above includes it.
  *
  * Locks, outermost first (the store's lock is outside all of them):
@@ -199,6 +199,21 @@ struct direct {
 	uint64_t tail_off;
 };
 
+/* Mappings of the log's end. */
+struct log_map {
+	/* owned by the thread with the writing role */
+	struct mapped now; /* of the segment `seg`, or closed */
+	uint32_t seg;
+	bool never;        /* it cannot be had */
+	/* protected by lock */
+	struct log_pos at;    /* where `now` begins; seg 0: it is closed */
+	int64_t since;        /* then, on the monotonic clock, ns */
+	uint64_t flushes;     /* that there had been then */
+	struct log_pos tried; /* the `at` for which a next window was tried last */
+	struct mapped next;   /* of the segment next_seg, or closed */
+	uint32_t next_seg;
+};
+
 /* Bytes that a batch takes in its segment, with the segment header before it. */
 static inline uint64_t
 batch_total(const struct batch *b)
@@ -232,9 +247,7 @@ struct log {
 	bool dir_dirty;   /* some file's entry is not durable */
 	bool dir_failed;  /* flushing the directory failed: no later flush can be believed; protected by space_lock */
 	bool writing, flushing, applying;
-	struct mapped window;   /* of the active segment, or closed; owned by the thread with the writing role, as is no_map */
-	uint32_t window_seg;
-	bool no_map;            /* it cannot be had */
+	struct log_map map;
 	struct direct direct;
 	struct log_pos warm;    /* up to here the page cache was told to read what was written past it */
 	bool flush_failed, poisoned;
@@ -323,6 +336,20 @@ void batch_free(struct batch *b);
 void batch_recycle(struct log *lg, struct batch *b);
 /** `pos` is to become durable. Under lock. */
 void log_want_flush(struct log *lg, struct log_pos pos);
+
+/* ---- writing through a mapping (log_map.c) ---- */
+
+/**
+ * Copy the pieces to their place in the segment, `size` bytes in all. Writing role, no lock held.
+ * Return: 0, -EIO with any part of it done, or -EOPNOTSUPP: write them in another way.
+ */
+int log_map_write(struct log *lg, struct segment *s, uint64_t off, size_t size, const struct iovec *iov, int n);
+/** Give the mappings back. Writing role, no lock held. */
+void log_map_close(struct log *lg);
+/** Is it time to make the next window? Under lock. */
+bool log_map_due(const struct log *lg);
+/** Make it, if it is. Blocks; service_lock held. */
+void log_map_ahead(struct log *lg);
 
 /* ---- writing past the page cache (log_direct.c) ---- */
 

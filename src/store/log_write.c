@@ -355,17 +355,9 @@ write_mapped(struct log *lg, struct batch *b)
 	int n, r;
 	struct iovec *iov = write_pieces(b, &n);
 
-	if (lg->window_seg != b->seg->id)
-		mapped_close(&lg->window); /* that segment is sealed, and may be deleted */
-	lg->window_seg = b->seg->id;
-	if (lg->cfg.dsync_each || lg->no_map || size > LOG_MAP_WRITE)
-		return -EOPNOTSUPP;
-	r = mapped_reach(&lg->window, lg->cfg.disk, b->seg->fd, b->off, size);
-	if (r) {
-		lg->no_map = true;
-		return -EOPNOTSUPP;
-	}
-	r = mapped_copy(&lg->window, b->off, iov, n);
+	r = log_map_write(lg, b->seg, b->off, size, iov, n);
+	if (r == -EOPNOTSUPP)
+		return r;
 	b->touched = true;
 	if (!r)
 		b->off += size;

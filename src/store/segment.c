@@ -383,6 +383,7 @@ segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
 #define SERVICE_TRIM  8u
 #define SERVICE_GONE  16u
 #define SERVICE_WARM  32u
+#define SERVICE_MAP   64u
 
 /* The active segment should have room for what comes in the next moments. */
 static bool
@@ -424,6 +425,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	durable = lg->durable;
 	need = lg->dir_dirty ? SERVICE_DIR : 0;
 	need |= log_warm_due(lg) ? SERVICE_WARM : 0;
+	need |= log_map_due(lg) ? SERVICE_MAP : 0;
 	*ahead = lg->active ? lg->active->soft + 1 : 0;
 	if (needs_ahead_locked(lg))
 		need |= SERVICE_AHEAD;
@@ -610,6 +612,7 @@ service_locked(struct log *lg)
 		e = segment_sync_dir(lg);
 		r = r ? r : e;
 	}
+	log_map_ahead(lg);
 	return r;
 }
 
