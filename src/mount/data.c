@@ -99,6 +99,7 @@ op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file
 /* ---- WRITE ---- */
 
 #define SMALLEST_PAGE 4096u /* of the kernels there are */
+#define KEEP_MIN (32u << 10) /* bytes: less is copied sooner than the worker has another buffer */
 
 static enum rq_result
 write_reply(struct rq *r)
@@ -225,7 +226,7 @@ write_step(struct rq *r)
 		r->draft->wgen++;
 		r->draft->touched = r->draft->changed = now_ns();
 		r->draft->have_mtime = r->draft->have_atime = false;
-		r->err = store_draft_write(m->store, r->draft->draft, r->off, r->buf, r->size, rq_store(r, 1));
+		r->err = store_draft_write(m->store, r->draft->draft, r->off, r->data, r->size, rq_store(r, 1));
 		if (r->err == STORE_PENDING)
 			return RQ_WAIT;
 		/* fallthrough */
@@ -247,12 +248,15 @@ op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off
 	r->size = size;
 	r->flag2 = fi->writepage; /* pages of a shared mapping: their place is what it is */
 	r->sync = fi->flags & (O_SYNC | O_DSYNC) ? STORE_SYNC_DURABLE : STORE_SYNC_MODE;
-	r->buf = malloc(size ? size : 1);
-	if (!r->buf) {
-		rq_refuse(r, -ENOMEM);
-		return;
+	r->data = buf;
+	if (size < KEEP_MIN || worker_keep_request(worker_current(), &r->buf)) {
+		r->data = r->buf = malloc(size ? size : 1);
+		if (!r->buf) {
+			rq_refuse(r, -ENOMEM);
+			return;
+		}
+		memcpy(r->buf, buf, size);
 	}
-	memcpy(r->buf, buf, size);
 	rq_run(r);
 }
 

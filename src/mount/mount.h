@@ -259,6 +259,7 @@ struct rq {
 	struct rename_walk walk; /* ... and this was known of the first */
 	size_t got;
 	void *buf;
+	const void *data;  /* WRITE: the bytes, in buf or where the request is kept */
 	size_t buf_size;
 	struct store_attr attr;
 	struct store_commit commit;

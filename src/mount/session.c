@@ -389,7 +389,7 @@ worker_init(struct session *s, unsigned index)
 	w->index = index;
 	w->wake.fn = just_wake;
 	w->buf_size = SESSION_MAX_WRITE + SESSION_HEADER_SIZE;
-	w->buf = aligned_alloc(4096, w->buf_size);
+	w->buf = aligned_alloc(WORKER_BUF_ALIGN, w->buf_size);
 	if (!w->buf || barrier_init(w))
 		return -ENOMEM;
 	if (s->want_uring)

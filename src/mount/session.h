@@ -100,6 +100,14 @@ struct io *worker_io(struct worker *w);
 unsigned worker_index(const struct worker *w);
 
 /**
+ * Keep the bytes of the request whose handler runs (its large argument, say) until it is answered, for a handler that would
+ * else have to copy them. Only in the handler.
+ * @own: to be given to free() after the answer, or NULL
+ * Return: 0, or -ENOMEM: they end with the handler, as ever
+ */
+int worker_keep_request(struct worker *w, void **own);
+
+/**
  * Order barrier: call `fn` on the calling worker once every request that the kernel had queued, anywhere, before
  * the request now being handled has been dequeued and its handler has run. For RELEASE, which is asynchronous and may
  * still be in another worker's hands. `fn` is never called from inside worker_barrier(), always later, from io_run;

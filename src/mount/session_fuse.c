@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -42,6 +43,22 @@ worker_handle(struct worker *w, void *mem, size_t size)
 	w->handling = in;
 	fuse_session_process_buf(w->s->fuse, &buf);
 	w->handling = NULL;
+}
+
+int
+worker_keep_request(struct worker *w, void **own)
+{
+	void *fresh = NULL;
+
+	*own = NULL;
+	if ((const void *)w->handling != w->buf) /* over io_uring it stays in its entry, which is ours until the answer */
+		return 0;
+	fresh = aligned_alloc(WORKER_BUF_ALIGN, w->buf_size);
+	if (!fresh)
+		return -ENOMEM;
+	*own = w->buf;
+	w->buf = fresh;
+	return 0;
 }
 
 /* Write to /dev/fuse. libfuse is silent about ENOENT (the caller is gone), which a dead connection amounts to. */

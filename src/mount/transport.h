@@ -44,6 +44,8 @@ struct barrier_link {
 
 struct uring_worker; /* transport_uring.c */
 
+#define WORKER_BUF_ALIGN 4096u /* bytes */
+
 struct worker {
 	struct session *s;
 	struct io *io;
@@ -52,7 +54,7 @@ struct worker {
 	bool spawned; /* owned by the thread of session_start and session_destroy */
 
 	/* Requests from /dev/fuse. */
-	char *buf;
+	char *buf; /* the request that is handled; replaced by worker_keep_request() */
 	size_t buf_size;
 	struct io_req poll;
 	bool poll_armed;

@@ -182,7 +182,8 @@ spill_append(struct spill *sp, const uint64_t *pos, struct io *io)
 		goto out;
 	for (unsigned i = 0; i < sp->n; i++)
 		recs[i] = (struct record){ .type = REC_DATA, .ino = d->base ? d->base->st.ino : 0, .pos = pos[i],
-					   .payload = sp->piece[i].data, .payload_size = sp->piece[i].len };
+					   .payload = sp->piece[i].data, .payload_size = sp->piece[i].len,
+					   .payload_lent = true };
 	sp->app = (struct log_append){ .io = io, .need = LOG_WRITTEN, .take = true, .done = spill_done };
 	s_lock(s);
 	err = pinset_reserve(s, &d->pins);
@@ -258,19 +259,23 @@ spill_some(struct store_draft *d, struct io *io, struct spill **out)
 		return err;
 	}
 	for (unsigned i = 0; i < n; i++) {
-		if (spill_put(d, &sp->piece[i], pos[i])) {
-			l->piece[kept++] = l->piece[i]; /* no memory for the extent: it stays where it is */
-		} else {
-			sp->piece[i].owned = !piece_in_room(l, &l->piece[i]);
-			l->mem -= sp->piece[i].owned ? l->piece[i].cap : 0;
+		bool lost = spill_put(d, &sp->piece[i], pos[i]) != 0; /* no memory for the extent */
+
+		if (lost && sp->piece[i].len < LOG_LENT_MIN) {
+			l->piece[kept++] = l->piece[i]; /* it stays where it is */
+			continue;
 		}
+		if (lost)
+			d->err = -ENOMEM; /* the log may not have written it yet, so it must not change any more */
+		sp->piece[i].owned = !piece_in_room(l, &l->piece[i]);
+		l->mem -= sp->piece[i].owned ? l->piece[i].cap : 0;
 	}
 	memmove(&l->piece[kept], &l->piece[n], (l->n - n) * sizeof(l->piece[0]));
 	l->n -= n - kept;
 	free(pos);
 	disk_update(d);
 	*out = sp;
-	return kept == n ? -ENOMEM : 0;
+	return d->err == -ENOMEM || kept == n ? -ENOMEM : 0;
 }
 
 bool

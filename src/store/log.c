@@ -79,7 +79,7 @@ static void
 free_pieces(struct batch *b)
 {
 	for (unsigned i = 2; i < b->niov; i++)
-		if (b->iov[i].iov_base != b->piece)
+		if (b->own[i])
 			free(b->iov[i].iov_base);
 	b->niov = 2;
 	free(b->seg_head);
@@ -94,6 +94,7 @@ batch_free(struct batch *b)
 	free_pieces(b);
 	free(b->piece);
 	free(b->iov);
+	free(b->own);
 	free(b->dir);
 	free(b);
 }
@@ -102,6 +103,7 @@ static int
 grow_iov(struct batch *b, unsigned need)
 {
 	struct iovec *iov;
+	bool *own;
 	unsigned cap = b->iov_cap ? b->iov_cap : 16;
 
 	while (cap < need)
@@ -112,6 +114,10 @@ grow_iov(struct batch *b, unsigned need)
 	if (!iov)
 		return -ENOMEM;
 	b->iov = iov;
+	own = realloc(b->own, cap * sizeof(*own));
+	if (!own)
+		return -ENOMEM;
+	b->own = own;
 	b->iov_cap = cap;
 	return 0;
 }
@@ -171,6 +177,7 @@ batch_recycle(struct log *lg, struct batch *b)
 	keep = *b;
 	memset(b, 0, sizeof(*b));
 	b->iov = keep.iov;
+	b->own = keep.own;
 	b->iov_cap = keep.iov_cap;
 	b->niov = 2;
 	b->dir = keep.dir;
@@ -188,8 +195,9 @@ batch_recycle(struct log *lg, struct batch *b)
 struct stage {
 	const struct record *recs;
 	unsigned n;
-	uint32_t total;
-	uint8_t *buf;
+	unsigned nlent;     /* records whose payload stays where it is */
+	uint32_t total;     /* bytes of log */
+	uint8_t *buf;       /* without these payloads */
 	struct batch_entry *ents;
 	struct batch_entry few[STAGE_FEW];
 	uint8_t small[LOG_SMALL];
@@ -204,20 +212,32 @@ stage_free(struct stage *st)
 		free(st->ents);
 }
 
+static bool
+is_lent(const struct record *r)
+{
+	return r->payload_lent && r->payload_size >= LOG_LENT_MIN && record_size(r) == record_payload_off(r) + r->payload_size;
+}
+
 static int
 stage_init(struct stage *st, const struct record *recs, unsigned n)
 {
-	uint64_t total = 0;
+	uint64_t total = 0, lent = 0;
 	uint8_t *p;
 
-	for (unsigned i = 0; i < n; i++)
+	st->nlent = 0;
+	for (unsigned i = 0; i < n; i++) {
 		total += record_size(&recs[i]);
+		if (is_lent(&recs[i])) {
+			st->nlent++;
+			lent += recs[i].payload_size;
+		}
+	}
 	if (total > LOG_BATCH_MAX)
 		return -EFBIG;
 	st->recs = recs;
 	st->n = n;
 	st->total = (uint32_t)total;
-	st->buf = total <= LOG_SMALL ? st->small : malloc(total);
+	st->buf = total <= LOG_SMALL ? st->small : malloc(total - lent);
 	st->ents = n <= STAGE_FEW ? st->few : malloc(n * sizeof(*st->ents));
 	if (!st->buf || !st->ents) {
 		stage_free(st);
@@ -225,8 +245,12 @@ stage_init(struct stage *st, const struct record *recs, unsigned n)
 	}
 	p = st->buf;
 	for (unsigned i = 0; i < n; i++) {
-		record_encode(&recs[i], p, &st->ents[i]);
-		p += st->ents[i].len;
+		if (is_lent(&recs[i])) {
+			p += record_encode_front(&recs[i], p, &st->ents[i]);
+		} else {
+			record_encode(&recs[i], p, &st->ents[i]);
+			p += st->ents[i].len;
+		}
 	}
 	return 0;
 }
@@ -263,7 +287,7 @@ batch_end_with(const struct batch *b, const struct stage *st)
 static bool
 fits_open(const struct log *lg, const struct batch *b, const struct stage *st)
 {
-	return (uint64_t)b->h.body + st->total <= LOG_BATCH_MAX && b->niov + 2 < LOG_IOV_MAX &&
+	return (uint64_t)b->h.body + st->total <= LOG_BATCH_MAX && b->niov + 2 + 2 * st->nlent < LOG_IOV_MAX &&
 	       batch_end_with(b, st) <= lg->cfg.segment_size;
 }
 
@@ -388,34 +412,64 @@ place_locked(struct log *lg, const struct stage *st, bool reserved)
 
 /* ---- taking it ---- */
 
-/* Have memory for the stage's bytes and entries. A small stage goes into a shared piece, a large one is a piece itself. */
+/* Have memory for the stage's bytes and entries. A small stage goes into a shared piece, a large one has pieces of its own. */
 static int
 prepare_locked(struct batch *b, struct stage *st)
 {
 	struct iovec *v;
 
-	if (grow_dir(b, b->h.count + st->n) || grow_iov(b, b->niov + 2))
+	if (grow_dir(b, b->h.count + st->n) || grow_iov(b, b->niov + 2 + 2 * st->nlent))
 		return -ENOMEM;
-	if (!st->total)
+	if (!st->total || st->buf != st->small)
 		return 0;
 	v = &b->iov[b->niov - 1];
-	if (st->buf == st->small && b->piece_cap && b->piece_cap - v->iov_len >= st->total)
+	if (b->piece_cap && b->piece_cap - v->iov_len >= st->total)
 		return 0;
 	v++;
 	v->iov_len = 0;
-	v->iov_base = st->buf;
 	b->piece_cap = 0;
-	if (st->buf == st->small) {
-		if (!b->piece)
-			b->piece = v->iov_base = malloc(LOG_PIECE_SIZE);
-		else
-			v->iov_base = b->niov == 2 ? b->piece : malloc(LOG_PIECE_SIZE);
-		if (!v->iov_base)
-			return -ENOMEM;
-		b->piece_cap = LOG_PIECE_SIZE;
-	}
-	b->niov++;
+	if (!b->piece)
+		b->piece = v->iov_base = malloc(LOG_PIECE_SIZE);
+	else
+		v->iov_base = b->niov == 2 ? b->piece : malloc(LOG_PIECE_SIZE);
+	if (!v->iov_base)
+		return -ENOMEM;
+	b->piece_cap = LOG_PIECE_SIZE;
+	b->own[b->niov++] = v->iov_base != b->piece;
 	return 0;
+}
+
+static void
+add_piece(struct batch *b, const void *data, size_t len, bool own)
+{
+	b->own[b->niov] = own;
+	b->iov[b->niov++] = (struct iovec){ .iov_base = (void *)(uintptr_t)data, .iov_len = len };
+}
+
+/* A large stage: its buffer, which becomes the batch's, with the payloads that are lent in between. */
+static void
+add_pieces(struct batch *b, struct stage *st)
+{
+	uint8_t *p = st->buf, *from = p;
+	bool own = true;
+
+	b->piece_cap = 0;
+	for (unsigned i = 0; i < st->n; i++) {
+		const struct record *r = &st->recs[i];
+
+		if (!is_lent(r)) {
+			p += st->ents[i].len;
+			continue;
+		}
+		p += st->ents[i].len - r->payload_size;
+		add_piece(b, from, (size_t)(p - from), own);
+		add_piece(b, r->payload, r->payload_size, false);
+		from = p;
+		own = false;
+	}
+	if (p != from)
+		add_piece(b, from, (size_t)(p - from), own);
+	st->buf = st->small;
 }
 
 static void
@@ -423,13 +477,12 @@ copy_locked(struct batch *b, struct stage *st)
 {
 	struct iovec *v = &b->iov[b->niov - 1];
 
-	if (!st->total)
-		return;
-	if (st->buf == st->small)
+	if (st->buf != st->small) {
+		add_pieces(b, st);
+	} else if (st->total) {
 		memcpy((uint8_t *)v->iov_base + v->iov_len, st->buf, st->total);
-	else
-		st->buf = st->small; /* the batch owns it now */
-	v->iov_len += st->total;
+		v->iov_len += st->total;
+	}
 }
 
 static void

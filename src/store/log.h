@@ -30,6 +30,7 @@
 #include "base/io.h"
 
 #define LOG_BATCH_MAX (4u << 20) /* bytes of one batch at most; an append must fit */
+#define LOG_LENT_MIN (64u << 10) /* bytes: a payload of this size that is lent is not copied */
 
 struct log;
 
@@ -70,6 +71,7 @@ struct record {
 	uint32_t xattr_size;
 	const void *payload; /* REC_PUT: value; REC_DATA: bytes; REC_EXT/REC_EDIT/REC_MOVE: encoded extents */
 	uint32_t payload_size;
+	bool payload_lent;  /* for log_append: the payload stays as it is until done, so it need not be copied */
 	uint64_t pos;       /* REC_DATA: offset in the value */
 };
 

@@ -119,6 +119,8 @@ int batch_trailer_verify(const uint8_t *dir, const struct batch_header *h, uint6
 
 /** Encode into `buf` (record_size bytes); fills the directory entry. */
 void record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e);
+/** The same without the payload, behind which the record must end. Return: bytes encoded; the payload's come next. */
+uint32_t record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e);
 /** Offset of the payload in the record. */
 uint32_t record_payload_off(const struct record *r);
 uint64_t record_key_hash(const char *key, uint32_t klen);
@@ -167,6 +169,7 @@ struct batch {
 	uint8_t *dir;         /* entries, then room for the trailer */
 	uint32_t dir_cap;     /* entries */
 	struct iovec *iov;    /* [0] segment header, [1] batch header, [2..] pieces, last: directory */
+	bool *own;            /* which pieces are the batch's to free */
 	unsigned niov, iov_cap;
 	uint32_t piece_cap;   /* of the last piece; 0: it takes no more */
 	uint8_t *piece;       /* one of LOG_PIECE_SIZE, kept for the next use */

@@ -127,11 +127,11 @@ encode_head(const struct record *r, uint8_t *p, uint32_t head, uint32_t size)
 		put_le64(p + 56, r->pos);
 }
 
-void
-record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
+/* Header, key, xattrs. Return: their size. */
+static uint32_t
+encode_front(const struct record *r, uint8_t *buf, uint32_t size)
 {
-	uint32_t head = head_size(r->type), size = record_size(r), at = head;
-	uint64_t sum;
+	uint32_t head = head_size(r->type), at = head;
 
 	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX);
 	encode_head(r, buf, head, size);
@@ -140,16 +140,42 @@ record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
 	at += r->klen;
 	if (r->xattr_size)
 		memcpy(buf + at, r->xattrs, r->xattr_size);
-	at += r->xattr_size;
-	if (r->payload_size)
-		memcpy(buf + at, r->payload, r->payload_size);
-	memset(buf + at + r->payload_size, 0, size - at - r->payload_size);
-	put_le64(buf + 24, XXH3_64bits(buf + at, size - at));
+	return at + r->xattr_size;
+}
+
+/* The checksums; the front is `at` bytes of the record's `size`, what follows it is at `rest`. */
+static void
+encode_sums(const struct record *r, uint8_t *buf, uint32_t at, const void *rest, uint32_t size, struct batch_entry *e)
+{
+	uint64_t sum;
+
+	put_le64(buf + 24, XXH3_64bits(rest, size - at));
 	sum = XXH3_64bits(buf + 8, at - 8);
 	put_le64(buf, sum);
 	e->key_hash = record_key_hash(r->key, r->klen);
 	e->len = size;
 	e->head_sum = (uint32_t)sum;
+}
+
+void
+record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
+{
+	uint32_t size = record_size(r), at = encode_front(r, buf, size);
+
+	if (r->payload_size)
+		memcpy(buf + at, r->payload, r->payload_size);
+	memset(buf + at + r->payload_size, 0, size - at - r->payload_size);
+	encode_sums(r, buf, at, buf + at, size, e);
+}
+
+uint32_t
+record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e)
+{
+	uint32_t size = record_size(r), at = encode_front(r, buf, size);
+
+	assert(size - at == r->payload_size);
+	encode_sums(r, buf, at, r->payload, size, e);
+	return at;
 }
 
 uint32_t
