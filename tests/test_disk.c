@@ -191,6 +191,7 @@ test_direct_writes_are_read_back(void **state)
 	assert_int_equal(disk_pwrite_full(d, direct, buf, align, align, RWF_DSYNC), 0);
 	assert_int_equal(d->ops->close(d, direct), 0);
 	d->ops->readahead(d, fd, 0, sizeof(back));
+	d->ops->writeback(d, fd, 0, sizeof(back));
 	assert_int_equal(disk_pread_full(d, fd, back, sizeof(back), 0), 0);
 	for (uint32_t i = 0; i < sizeof(back); i++)
 		assert_int_equal(back[i], i / align == 1 ? 'b' : 'a');

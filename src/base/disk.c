@@ -306,6 +306,13 @@ real_open_direct(struct disk *d, const char *name, uint32_t *align)
 }
 
 static void
+real_writeback(struct disk *d, int fd, uint64_t off, uint64_t len)
+{
+	(void)d;
+	(void)sync_file_range(fd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);
+}
+
+static void
 real_readahead(struct disk *d, int fd, uint64_t off, uint64_t len)
 {
 	(void)d;
@@ -340,6 +347,7 @@ static const struct disk_ops real_ops = {
 	.unmap = real_unmap,
 	.open_direct = real_open_direct,
 	.readahead = real_readahead,
+	.writeback = real_writeback,
 	.destroy = real_destroy,
 };
 

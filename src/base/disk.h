@@ -60,6 +60,11 @@ struct disk_ops {
 	int (*open_direct)(struct disk *d, const char *name, uint32_t *align);
 	/** Have the page cache read these bytes in; a hint. May be NULL. */
 	void (*readahead)(struct disk *d, int fd, uint64_t off, uint64_t len);
+	/**
+	 * Have the kernel begin to write what is dirty of these bytes, so that a later fdatasync waits for less; it promises
+	 * nothing, and a failure shows in that fdatasync. May wait until the disk's queue has room. May be NULL.
+	 */
+	void (*writeback)(struct disk *d, int fd, uint64_t off, uint64_t len);
 	void (*destroy)(struct disk *d);
 };
 

@@ -32,7 +32,8 @@ struct background {
 	struct io *ticker_io, *keeper_io;
 	_Atomic bool stop;
 	_Atomic bool woken;   /* a wake-up is on its way to the ticker */
-	struct io_msg wake, stop_keeper, stop_ticker;
+	_Atomic bool stirred; /* one to the keeper */
+	struct io_msg wake, stir, stop_keeper, stop_ticker;
 	int timer;            /* -1: none */
 	bool polling;
 	struct io_req poll;
@@ -180,6 +181,23 @@ background_wake(struct log_store *s)
 
 	if (bg && !atomic_exchange(&bg->woken, true))
 		io_post(bg->ticker_io, &bg->wake);
+}
+
+static void
+stirred(struct io_msg *msg)
+{
+	struct background *bg = (struct background *)((char *)msg - offsetof(struct background, stir));
+
+	atomic_store(&bg->stirred, false);
+}
+
+void
+background_stir(struct log_store *s)
+{
+	struct background *bg = s->bg;
+
+	if (bg && !atomic_exchange(&bg->stirred, true))
+		io_post(bg->keeper_io, &bg->stir);
 }
 
 static void
@@ -409,6 +427,7 @@ background_start(struct log_store *s)
 	bg->s = s;
 	bg->timer = -1;
 	bg->wake.fn = woken;
+	bg->stir.fn = stirred;
 	bg->stop_keeper.fn = bg->stop_ticker.fn = stop_message;
 	log_get_counters(s->lg, &lc);
 	bg->checkpoint_at = lc.bytes;

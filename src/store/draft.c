@@ -186,6 +186,7 @@ spill_append(struct spill *sp, const uint64_t *pos, struct io *io)
 					   .payload_lent = true };
 	sp->app = (struct log_append){ .io = io, .need = LOG_WRITTEN, .take = true, .done = spill_done };
 	s_lock(s);
+	background_stir(s);
 	err = pinset_reserve(s, &d->pins);
 	if (!err)
 		err = log_append(s->lg, &sp->app, recs, sp->n, places, false);

@@ -252,6 +252,7 @@ struct log {
 	bool writing, flushing, applying;
 	struct log_map map;
 	struct direct direct;
+	struct log_pos pushed;  /* up to here the kernel was told to begin writing */
 	struct log_pos warm;    /* up to here the page cache was told to read what was written past it */
 	bool flush_failed, poisoned;
 	const char *failed;

@@ -668,6 +668,7 @@ store_open_log(struct log_store *s)
 		.readonly = s->cfg.readonly,
 		.dsync_each = s->cfg.mode == STORE_ALWAYS,
 		.no_direct = s->cfg.no_direct,
+		.push = s->cfg.mode != STORE_NEVER,
 		.segment_size = s->cfg.segment_size,
 		.max_size = s->cfg.max_size,
 		.reserve = reserve_of(&s->cfg),

@@ -384,6 +384,24 @@ segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
 #define SERVICE_GONE  16u
 #define SERVICE_WARM  32u
 #define SERVICE_MAP   64u
+#define SERVICE_PUSH  128u
+
+#define PUSH_STEP (4u << 20) /* bytes: what is written and not flushed is pushed out in stretches of at least this size */
+
+/* From where on nothing of the active segment has been flushed or pushed out. */
+static uint64_t
+push_from_locked(const struct log *lg)
+{
+	uint64_t off = lg->pushed.seg == lg->written_pos.seg ? lg->pushed.off : 0;
+
+	return lg->durable.seg == lg->written_pos.seg && lg->durable.off > off ? lg->durable.off : off;
+}
+
+static bool
+push_due_locked(const struct log *lg)
+{
+	return lg->cfg.push && lg->written_pos.off >= push_from_locked(lg) + PUSH_STEP;
+}
 
 /* The active segment should have room for what comes in the next moments. */
 static bool
@@ -426,6 +444,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	need = lg->dir_dirty ? SERVICE_DIR : 0;
 	need |= log_warm_due(lg) ? SERVICE_WARM : 0;
 	need |= log_map_due(lg) ? SERVICE_MAP : 0;
+	need |= push_due_locked(lg) ? SERVICE_PUSH : 0;
 	*ahead = lg->active ? lg->active->soft + 1 : 0;
 	if (needs_ahead_locked(lg))
 		need |= SERVICE_AHEAD;
@@ -580,6 +599,28 @@ warm_up(struct log *lg)
 		d->ops->readahead(d, fd, from.off, len);
 }
 
+/*
+ * A large value should be on the disk soon after its last byte has come: the disk begins while the rest is still being copied.
+ * service_lock held, as above.
+ */
+static void
+push_out(struct log *lg)
+{
+	struct disk *d = lg->cfg.disk;
+	struct log_pos from;
+	uint64_t len;
+	int fd;
+
+	pthread_mutex_lock(&lg->lock);
+	from = log_pos_make(lg->written_pos.seg, push_from_locked(lg));
+	len = round_down(lg->written_pos.off, ROOM_UNIT) - from.off; /* the last page may not be full yet */
+	lg->pushed = log_pos_make(from.seg, from.off + len);
+	pthread_mutex_unlock(&lg->lock);
+	fd = log_segment_fd(lg, from.seg);
+	if (fd >= 0 && d->ops->writeback)
+		d->ops->writeback(d, fd, from.off, len);
+}
+
 /* service_lock held: only here segments are cut and freed, so the one that service_needs names stays. */
 static int
 service_locked(struct log *lg)
@@ -613,6 +654,8 @@ service_locked(struct log *lg)
 		r = r ? r : e;
 	}
 	log_map_ahead(lg);
+	if (service_needs(lg, &ahead, &trim) & SERVICE_PUSH)
+		push_out(lg);
 	return r;
 }
 
