@@ -29,7 +29,8 @@ static const struct {
 	double extent;            /* log, B: an extent in a list; kvfs-format(5) */
 	double directory;         /* log, B: a record's entry in its batch's directory; kvfs-format(5) */
 	double batch;             /* log, B: header and trailer of a batch; kvfs-format(5) */
-	double page;              /* disk, B: a durable batch writes whole pages and touches one twice; scripts/bench bytes-new */
+	double sectors;           /* disk, B: of a durable batch beyond its own: shared sectors, file system; scripts/bench bytes- */
+	double zeros_below;       /* B: for durable batches below this mean the log is written twice, first as zeros; segment.c */
 	double checkpoint_entry;  /* disk, B: a key in a checkpoint, without its name; checkpoint.c */
 	double load_keys;         /* keys/s: loading a checkpoint; kvbench start, after clean, page cache dropped */
 	double replay_bytes;      /* B/s: reading the log after a crash; kvbench start, after SIGKILL */
@@ -49,7 +50,8 @@ static const struct {
 	.extent = 32,
 	.directory = 16,
 	.batch = 120,
-	.page = 4096,
+	.sectors = 960,
+	.zeros_below = 32768,
 	.checkpoint_entry = 56,
 	.load_keys = 4e6,
 	.replay_bytes = 400e6,
@@ -153,7 +155,9 @@ compute_rates(const struct plan_input *in, struct plan *p)
 	log = puts * (double)p->record + batches * k.batch;
 	p->log_rate = log * p->write_amplification;
 	p->checkpoint_rate = p->log_rate / (double)in->checkpoint_interval * checkpoint;
-	p->write_rate = p->log_rate + p->checkpoint_rate + (in->durable ? batches * k.page : 0);
+	p->write_rate = p->log_rate + p->checkpoint_rate + (in->durable ? batches * k.sectors : 0);
+	if (in->durable && together * (double)p->record + k.batch < k.zeros_below)
+		p->write_rate += p->log_rate;
 	p->flushes = in->durable ? batches : 0;
 	p->flushes_max = 1 / k.flush_s;
 	p->get_max = (double)in->cpus / k.get_cpu;
@@ -257,9 +261,20 @@ print_verdict(FILE *f, const struct plan_input *in, const struct plan *p)
 		[PLAN_WRITE] = "the disk's write rate",
 	};
 
-	if (p->checkpoint_advice != in->checkpoint_interval)
+	struct plan_input advised = *in;
+	struct plan then;
+	const char *why;
+
+	if (p->checkpoint_advice != in->checkpoint_interval) {
 		fprintf(f, "\nSet checkpoint_interval=%lluG: a checkpoint (%s) is larger than the log between two of them.\n",
 			(unsigned long long)(p->checkpoint_advice >> 30), ctl_show_bytes(p->disk_checkpoint / 2));
+		advised.checkpoint_interval = p->checkpoint_advice;
+		if (!plan_compute(&advised, &then, &why)) {
+			fprintf(f, "Then %s/s are written to the disk, and a start after SIGKILL takes at most %.0f s.\n",
+				ctl_show_bytes((uint64_t)then.write_rate), then.start_killed);
+			p = &then;
+		}
+	}
 	if (p->limit == PLAN_FITS) {
 		fprintf(f, "\nOne machine with %s of memory, %s of disk and %llu CPUs carries this.\n", ctl_show_bytes(in->ram),
 			ctl_show_bytes(in->disk), (unsigned long long)in->cpus);
@@ -286,7 +301,7 @@ plan_print(FILE *f, const struct plan_input *in, const struct plan *p)
 	bytes_line(f, "  live records", (double)p->disk_live, "", "what is alive in the log");
 	bytes_line(f, "  log", (double)p->disk_log, "", "with what compaction has not yet got back");
 	bytes_line(f, "  checkpoints", (double)p->disk_checkpoint, "", "the old and the new one");
-	bytes_line(f, "write rate", p->write_rate, "/s", "to the disk: log, compaction, checkpoints, whole pages");
+	bytes_line(f, "write rate", p->write_rate, "/s", "to the disk: log, compaction, checkpoints, zeros ahead, whole sectors");
 	bytes_line(f, "  log", p->log_rate, "/s", "compaction included");
 	bytes_line(f, "  checkpoints", p->checkpoint_rate, "/s", "averaged");
 	number_line(f, "write amplification", p->write_amplification, "", "log bytes written per log byte put, in steady overwriting");

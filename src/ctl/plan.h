@@ -34,7 +34,7 @@ struct plan {
 	double write_amplification; /* of compaction: log bytes written per log byte put */
 	double log_rate;         /* bytes a second into the log, compaction included */
 	double checkpoint_rate;  /* bytes a second, averaged */
-	double write_rate;       /* bytes a second that reach the disk, whole pages included */
+	double write_rate;       /* bytes a second that reach the disk, zeros ahead and whole sectors included */
 	double flushes, flushes_max; /* a second; durable only */
 	double put_max, get_max; /* what the CPUs can serve, were there nothing else */
 	double cpu_share;        /* of what they can serve, gets and puts together; above 1: too much */
