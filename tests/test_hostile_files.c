@@ -474,16 +474,18 @@ newer_versions_are_refused(void **state)
 	(void)state;
 	assert_int_equal(simdisk_peek(c, SEG1, 0, head, sizeof(head)), 0);
 	size = get_le32(head + 16);
-	put_le32(head + 12, 2);
+	put_le32(head + 12, LOG_FORMAT_VERSION + 1);
 	put_le64(head, XXH3_64bits(head + 8, size - 8));
 	assert_int_equal(simdisk_poke(c, SEG1, 0, head, size), 0);
 	refused(c, -EPROTONOSUPPORT, "a newer segment");
 	copy_file(d, SEG1, c, SEG1);
 	assert_int_equal(simdisk_peek(c, "kvfs.store", 0, head, 64), 0);
-	put_le32(head + 16, 2);
-	put_le64(head, XXH3_64bits(head + 8, 56));
-	assert_int_equal(simdisk_poke(c, "kvfs.store", 0, head, 64), 0);
-	refused(c, -EPROTONOSUPPORT, "a newer superblock");
+	for (uint32_t version = 1; version <= 3; version += 2) {
+		put_le32(head + 16, version);
+		put_le64(head, XXH3_64bits(head + 8, 56));
+		assert_int_equal(simdisk_poke(c, "kvfs.store", 0, head, 64), 0);
+		refused(c, -EPROTONOSUPPORT, version == 1 ? "an older superblock" : "a newer superblock");
+	}
 	disk_destroy(c);
 	disk_destroy(d);
 }

@@ -8,7 +8,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
+#include "base/bytes.h"
 #include "store/log_impl.h"
 #include "store/value.h"
 
@@ -101,7 +104,7 @@ static void
 layout_is_fixed(void **state)
 {
 	static const uint8_t want[72] = {
-		[8] = 'K', 'V', 'R', '1', REC_DEL, 0, REC_F_EXPIRED, 7, 64, 0, 0, 0, 0, 0, 0, 0,
+		[8] = 'K', 'V', 'R', '2', REC_DEL, 0, REC_F_EXPIRED, 7, 64, 0, 0, 0, 0, 0, 0, 0,
 		[32] = 5, [40] = 9, [48] = 3, 0, 0, 0, 1, 0, 0, 0, 'a', 'b', 'c',
 	};
 	struct record r = { .type = REC_DEL, .flags = REC_F_EXPIRED, .seq = 5, .ino = 9, .first_seg = 1,
@@ -114,6 +117,82 @@ layout_is_fixed(void **state)
 	record_encode(&r, buf, &e);
 	assert_memory_equal(buf + 8, want + 8, 16);
 	assert_memory_equal(buf + 32, want + 32, 32);
+}
+
+/* A header has what differs from the default, and no more: by each of the bits in turn and together. */
+static void
+attributes_that_say_nothing_take_no_room(void **state)
+{
+	static const uint8_t types[] = { REC_PUT, REC_EXT, REC_EDIT };
+
+	(void)state;
+	for (unsigned i = 0; i < 3 * 64; i++) {
+		unsigned has = i % 64, n = 0;
+		struct record d, r = { .type = types[i / 64], .seq = 1000, .ino = 7, .key = "k", .klen = 1, .payload = "12345678",
+				       .payload_size = 8, .mode = 0640, .uid = 1, .mtime = 5, .base_seq = 33, .pos = 44 };
+		struct batch_entry e;
+		uint8_t buf[256];
+
+		r.version = has & 1 ? 999 : r.seq;
+		r.size = has & 2 ? 9 : r.payload_size;
+		r.atime = has & 4 ? 6 : r.mtime;
+		r.ctime = has & 8 ? 4 : r.mtime;
+		r.expires = has & 16 ? 77 : 0;
+		r.gid = has & 32 ? 2 : r.uid;
+		if (r.type != REC_PUT)
+			has |= 2;
+		for (unsigned b = 0; b < 6; b++)
+			n += has >> b & 1;
+		n = 72 + 8 * n + (r.type == REC_EDIT ? 16 : 0);
+		assert_int_equal(record_payload_off(&r), n + 1);
+		record_encode(&r, buf, &e);
+		assert_int_equal(buf[15] * 8, n);
+		assert_int_equal(buf[58], has);
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
+		assert_int_equal(d.version, r.version);
+		assert_int_equal(d.size, r.size);
+		assert_true(d.mtime == 5 && d.atime == r.atime && d.ctime == r.ctime && d.expires == r.expires);
+		assert_true(d.mode == 0640 && d.uid == 1 && d.gid == r.gid);
+		assert_int_equal(d.base_seq, r.type == REC_EDIT ? 33 : 0);
+		assert_int_equal(d.pos, r.type == REC_EDIT ? 44 : 0);
+		assert_memory_equal(d.payload, "12345678", 8);
+	}
+}
+
+/* Good checksums do not help a header that says something else about its size than its fields do. */
+static void
+headers_that_contradict_themselves_are_refused(void **state)
+{
+	struct record d, r = { .type = REC_EXT, .seq = 1, .version = 1, .key = "k", .klen = 1 };
+	struct batch_entry e;
+	uint8_t buf[256];
+
+	(void)state;
+	record_encode(&r, buf, &e);
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
+	assert_int_equal(record_peek_len(buf, 71), 0); /* what fields there are is not known yet */
+	buf[58] |= 64; /* a field that nobody knows */
+	buf[15]++;
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
+	record_encode(&r, buf, &e);
+	buf[59] = 1;
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
+	record_encode(&r, buf, &e);
+	buf[58] |= 4; /* one more, in a header of the same size */
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
+	record_encode(&r, buf, &e);
+	buf[58] &= (uint8_t)~2u; /* an extended value without its size */
+	buf[15]--;
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
+	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
+
+	r.atime = 1;
+	record_encode(&r, buf, &e);
+	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), 0);
+	put_le64(buf + 80, 0); /* atime, which is not written if it is mtime */
+	put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
+	assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
+	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
 }
 
 static void
@@ -201,9 +280,11 @@ random_bytes_are_no_record(void **state)
 			x = x * 1664525 + 1013904223;
 			buf[i] = (uint8_t)(x >> 24);
 		}
-		memcpy(buf + 8, "KVR1", 4);
+		memcpy(buf + 8, "KVR2", 4);
 		buf[12] = (uint8_t)(1 + round % 8);
-		buf[15] = (uint8_t)(round % 2 ? 7 : 15);
+		buf[15] = (uint8_t)(round % 2 ? 7 : 9 + round / 2 % 9);
+		buf[58] &= 63; /* a possible set of fields */
+		buf[59] = 0;
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, round & 1), -EIO);
 	}
 }
@@ -237,6 +318,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_type_comes_back_as_it_was),
 		cmocka_unit_test(layout_is_fixed),
+		cmocka_unit_test(attributes_that_say_nothing_take_no_room),
+		cmocka_unit_test(headers_that_contradict_themselves_are_refused),
 		cmocka_unit_test(every_flipped_bit_is_noticed),
 		cmocka_unit_test(every_truncation_is_noticed),
 		cmocka_unit_test(head_alone_gives_key_and_place_of_the_payload),

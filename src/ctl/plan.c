@@ -24,7 +24,7 @@ static const struct {
 	double large_fixed;       /* RAM, B: a value above `inline_max`: its head; scripts/bench --growth: RAM per key */
 	double large_per_chunk;   /* RAM, B: each MiB of it, written in pieces of 128 KiB; tests/test_plan */
 	double inline_max;        /* B: values up to this lie in their record; kvfs-format(5) */
-	double record_head;       /* log, B: header and attributes of a PUT; kvfs-format(5) */
+	double record_head;       /* log, B: header of a PUT, owned by one uid and gid, no TTL; kvfs-format(5) */
 	double data_head;         /* log, B: header of a DATA record, one per MiB; kvfs-format(5) */
 	double extent;            /* log, B: an extent in a list; kvfs-format(5) */
 	double directory;         /* log, B: a record's entry in its batch's directory; kvfs-format(5) */
@@ -45,7 +45,7 @@ static const struct {
 	.large_fixed = 150,
 	.large_per_chunk = 180,
 	.inline_max = 16384,
-	.record_head = 120,
+	.record_head = 72,
 	.data_head = 64,
 	.extent = 32,
 	.directory = 16,

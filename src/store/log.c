@@ -493,7 +493,7 @@ fill_places(const struct batch *b, const struct stage *st, struct log_place *pla
 	for (unsigned i = 0; i < st->n; i++) {
 		places[i] = (struct log_place){
 			.seg = b->h.seg, .off = off, .len = st->ents[i].len,
-			.payload_off = off + record_payload_off(&st->recs[i]),
+			.payload_off = off + st->ents[i].front,
 		};
 		off += st->ents[i].len;
 	}

@@ -34,11 +34,11 @@
 
 /* ---- format: see batch.c and kvfs-format(5) ---- */
 
-#define LOG_FORMAT_VERSION 1u
+#define LOG_FORMAT_VERSION 2u
 #define SEGMENT_MAGIC 0x3147534bu /* "KSG1" */
 #define BATCH_MAGIC   0x3142564bu /* "KVB1" */
 #define TRAILER_MAGIC 0x3144564bu /* "KVD1" */
-#define RECORD_MAGIC  0x3152564bu /* "KVR1" */
+#define RECORD_MAGIC  0x3252564bu /* "KVR2" */
 
 #define SEGMENT_HEADER_FIXED 88u
 #define SEGMENT_RANGE_SIZE 8u
@@ -83,6 +83,7 @@ struct batch_entry {
 	uint64_t key_hash;
 	uint32_t len;
 	uint32_t head_sum; /* low half of the record's head checksum */
+	uint32_t front;    /* bytes before the payload; not in the file, set by record_encode */
 };
 
 static inline uint64_t

@@ -32,7 +32,7 @@
 #define SUPER_TMP  "kvfs.store.tmp"
 #define SUPER_SIZE 64u
 #define SUPER_MAGIC UINT64_C(0x45524f545346564b) /* "KVFSTORE" */
-#define FORMAT_VERSION 1u
+#define FORMAT_VERSION 2u
 #define RESERVE_MIN (256u << 10)
 #define WALK_BUCKETS 1024u /* under one hold of the lock */
 
@@ -518,8 +518,10 @@ super_decode(struct log_store *s, const uint8_t *p, char *err, size_t cap)
 		return -EIO;
 	}
 	if (get_le32(p + 16) != FORMAT_VERSION) {
-		(void)snprintf(err, cap, "%s is of format version %u, this program knows version %u: use a newer kvfs",
-			       SUPER_NAME, get_le32(p + 16), FORMAT_VERSION);
+		(void)snprintf(err, cap, "%s is of format version %u, this program knows version %u: %s", SUPER_NAME,
+			       get_le32(p + 16), FORMAT_VERSION,
+			       get_le32(p + 16) > FORMAT_VERSION ? "use a newer kvfs" :
+			       "dump it with the kvfsctl it was written with, load that with this one");
 		return -EPROTONOSUPPORT;
 	}
 	memcpy(s->uuid, p + 24, 16);

@@ -5,7 +5,7 @@
  * All integers little-endian. A record begins at a multiple of 8 and is padded with zeros to a multiple of 8:
  *
  *    0 u64 head checksum: XXH3-64 of bytes [8, end of the xattrs)
- *    8 u32 magic "KVR1"
+ *    8 u32 magic "KVR2"
  *   12 u8  type   13 u8 codec   14 u8 flags   15 u8 header size / 8
  *   16 u32 record size (whole, with padding)
  *   20 u32 payload size
@@ -14,8 +14,10 @@
  *   40 u64 ino
  *   48 u16 key size   50 u16 xattr size   52 u32 first_seg
  *   56 by type
- *      PUT, EXT  u64 version, u64 size, i64 mtime, i64 atime, i64 ctime, i64 expires, u32 mode, u32 uid, u32 gid, u32 0
- *      EDIT      the same, then u64 base_seq, u64 cut (pos)
+ *      PUT, EXT, EDIT  u16 mode, u16 present, u32 uid, i64 mtime, then for each bit of `present`, in their order, 8 bytes:
+ *                1 version (else: seq)   2 size (else: that of the payload, PUT only)   4 atime (else: mtime)
+ *                8 ctime (else: mtime)   16 expires (else: 0)   32 gid (else: uid)
+ *      EDIT      behind that: u64 base_seq, u64 cut (pos)
  *      DATA      u64 pos
  *      DEL, MOVE, RETIRE  nothing
  *   then key, xattrs, payload, padding
@@ -35,21 +37,58 @@
 
 #define HEAD_COMMON 56u
 #define HEAD_DATA   64u
-#define HEAD_FULL   120u
-#define HEAD_EDIT   136u
+#define HEAD_ATTR   72u /* without what `present` says */
+#define EDIT_SIZE   16u
 #define EXTENT_SIZE 32u
 
-static_assert(HEAD_EDIT == RECORD_HEADER_MAX, "the largest header");
+enum {
+	HAS_VERSION = 1,
+	HAS_SIZE = 2,
+	HAS_ATIME = 4,
+	HAS_CTIME = 8,
+	HAS_EXPIRES = 16,
+	HAS_GID = 32,
+	HAS_ALL = 63,
+	NFIELDS = 6,
+};
 
+static_assert(HEAD_ATTR + 8 * NFIELDS + EDIT_SIZE == RECORD_HEADER_MAX, "the largest header");
+
+static bool
+has_attributes(uint8_t type)
+{
+	return type == REC_PUT || type == REC_EXT || type == REC_EDIT;
+}
+
+static unsigned
+bits(unsigned present)
+{
+	present -= present >> 1 & 0x55;
+	present = (present & 0x33) + (present >> 2 & 0x33);
+	return (present + (present >> 4)) & 0x0f;
+}
+
+/* Which of its attributes are not what a reader would take without being told. */
+static unsigned
+present_of(const struct record *r)
+{
+	return (r->version != r->seq ? HAS_VERSION : 0u) |
+	       (r->type != REC_PUT || r->size != r->payload_size ? HAS_SIZE : 0u) |
+	       (r->atime != r->mtime ? HAS_ATIME : 0u) | (r->ctime != r->mtime ? HAS_CTIME : 0u) |
+	       (r->expires ? HAS_EXPIRES : 0u) | (r->gid != r->uid ? HAS_GID : 0u);
+}
+
+/* 0: there is no such header. */
 static uint32_t
-head_size(uint8_t type)
+head_size(uint8_t type, unsigned present)
 {
 	switch (type) {
 	case REC_PUT:
+		return present & ~(unsigned)HAS_ALL ? 0 : HEAD_ATTR + 8 * bits(present);
 	case REC_EXT:
-		return HEAD_FULL;
+		return present & ~(unsigned)HAS_ALL || !(present & HAS_SIZE) ? 0 : HEAD_ATTR + 8 * bits(present);
 	case REC_EDIT:
-		return HEAD_EDIT;
+		return present & ~(unsigned)HAS_ALL || !(present & HAS_SIZE) ? 0 : HEAD_ATTR + 8 * bits(present) + EDIT_SIZE;
 	case REC_DATA:
 		return HEAD_DATA;
 	case REC_DEL:
@@ -61,6 +100,13 @@ head_size(uint8_t type)
 	}
 }
 
+static uint32_t
+head_of(const struct record *r, unsigned *present)
+{
+	*present = has_attributes(r->type) ? present_of(r) : 0;
+	return head_size(r->type, *present);
+}
+
 static uint64_t
 align8(uint64_t n)
 {
@@ -70,15 +116,23 @@ align8(uint64_t n)
 uint32_t
 record_payload_off(const struct record *r)
 {
-	return head_size(r->type) + r->klen + r->xattr_size;
+	unsigned present;
+
+	return head_of(r, &present) + r->klen + r->xattr_size;
+}
+
+static uint32_t
+size_from(uint32_t front, const struct record *r)
+{
+	uint64_t size = align8((uint64_t)front + r->payload_size);
+
+	return size > UINT32_MAX - 7 ? UINT32_MAX - 7 : (uint32_t)size;
 }
 
 uint32_t
 record_size(const struct record *r)
 {
-	uint64_t size = align8((uint64_t)record_payload_off(r) + r->payload_size);
-
-	return size > UINT32_MAX - 7 ? UINT32_MAX - 7 : (uint32_t)size;
+	return size_from(record_payload_off(r), r);
 }
 
 uint64_t
@@ -87,23 +141,29 @@ record_key_hash(const char *key, uint32_t klen)
 	return klen ? XXH3_64bits(key, klen) : 0;
 }
 
-static void
-encode_full(const struct record *r, uint8_t *p)
+/* Return: the end of what was encoded. */
+static uint8_t *
+encode_attributes(const struct record *r, uint8_t *p, unsigned present)
 {
-	put_le64(p + 56, r->version);
-	put_le64(p + 64, r->size);
-	put_le64(p + 72, (uint64_t)r->mtime);
-	put_le64(p + 80, (uint64_t)r->atime);
-	put_le64(p + 88, (uint64_t)r->ctime);
-	put_le64(p + 96, (uint64_t)r->expires);
-	put_le32(p + 104, r->mode);
-	put_le32(p + 108, r->uid);
-	put_le32(p + 112, r->gid);
-	put_le32(p + 116, 0);
+	const uint64_t field[NFIELDS] = { r->version, r->size, (uint64_t)r->atime, (uint64_t)r->ctime, (uint64_t)r->expires, r->gid };
+
+	assert(r->mode <= UINT16_MAX);
+	put_le16(p + 56, (uint16_t)r->mode);
+	put_le16(p + 58, (uint16_t)present);
+	put_le32(p + 60, r->uid);
+	put_le64(p + 64, (uint64_t)r->mtime);
+	p += HEAD_ATTR;
+	for (unsigned i = 0; present; i++, present >>= 1) {
+		if (present & 1) {
+			put_le64(p, field[i]);
+			p += 8;
+		}
+	}
+	return p;
 }
 
 static void
-encode_head(const struct record *r, uint8_t *p, uint32_t head, uint32_t size)
+encode_head(const struct record *r, uint8_t *p, uint32_t head, unsigned present, uint32_t size)
 {
 	put_le32(p + 8, RECORD_MAGIC);
 	p[12] = r->type;
@@ -117,30 +177,32 @@ encode_head(const struct record *r, uint8_t *p, uint32_t head, uint32_t size)
 	put_le16(p + 48, (uint16_t)r->klen);
 	put_le16(p + 50, (uint16_t)r->xattr_size);
 	put_le32(p + 52, r->first_seg);
-	if (head >= HEAD_FULL)
-		encode_full(r, p);
-	if (head == HEAD_EDIT) {
-		put_le64(p + 120, r->base_seq);
-		put_le64(p + 128, r->pos);
-	}
-	if (head == HEAD_DATA)
+	if (r->type == REC_DATA)
 		put_le64(p + 56, r->pos);
+	if (!has_attributes(r->type))
+		return;
+	p = encode_attributes(r, p, present);
+	if (r->type == REC_EDIT) {
+		put_le64(p, r->base_seq);
+		put_le64(p + 8, r->pos);
+	}
 }
 
-/* Header, key, xattrs. Return: their size. */
+/* Header, key, xattrs. Return: their size. *size: that of the record. */
 static uint32_t
-encode_front(const struct record *r, uint8_t *buf, uint32_t size)
+encode_front(const struct record *r, uint8_t *buf, uint32_t *size)
 {
-	uint32_t head = head_size(r->type), at = head;
+	unsigned present;
+	uint32_t head = head_of(r, &present), at = head + r->klen + r->xattr_size;
 
 	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX);
-	encode_head(r, buf, head, size);
+	*size = size_from(at, r);
+	encode_head(r, buf, head, present, *size);
 	if (r->klen)
-		memcpy(buf + at, r->key, r->klen);
-	at += r->klen;
+		memcpy(buf + head, r->key, r->klen);
 	if (r->xattr_size)
-		memcpy(buf + at, r->xattrs, r->xattr_size);
-	return at + r->xattr_size;
+		memcpy(buf + head + r->klen, r->xattrs, r->xattr_size);
+	return at;
 }
 
 /* The checksums; the front is `at` bytes of the record's `size`, what follows it is at `rest`. */
@@ -154,13 +216,14 @@ encode_sums(const struct record *r, uint8_t *buf, uint32_t at, const void *rest,
 	put_le64(buf, sum);
 	e->key_hash = record_key_hash(r->key, r->klen);
 	e->len = size;
+	e->front = at;
 	e->head_sum = (uint32_t)sum;
 }
 
 void
 record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
 {
-	uint32_t size = record_size(r), at = encode_front(r, buf, size);
+	uint32_t size, at = encode_front(r, buf, &size);
 
 	if (r->payload_size)
 		memcpy(buf + at, r->payload, r->payload_size);
@@ -171,7 +234,7 @@ record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
 uint32_t
 record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e)
 {
-	uint32_t size = record_size(r), at = encode_front(r, buf, size);
+	uint32_t size, at = encode_front(r, buf, &size);
 
 	assert(size - at == r->payload_size);
 	encode_sums(r, buf, at, r->payload, size, e);
@@ -182,33 +245,59 @@ uint32_t
 record_peek_len(const void *buf, size_t size)
 {
 	const uint8_t *p = buf;
+	bool attributes;
 	uint64_t len;
 	uint32_t head;
 
 	if (size < HEAD_COMMON || get_le32(p + 8) != RECORD_MAGIC)
 		return 0;
-	head = head_size(p[12]);
+	attributes = has_attributes(p[12]);
+	if (attributes && size < HEAD_ATTR)
+		return 0;
+	head = head_size(p[12], attributes ? get_le16(p + 58) : 0);
 	if (!head || p[15] != head / 8)
 		return 0;
 	len = align8((uint64_t)head + get_le16(p + 48) + get_le16(p + 50) + get_le32(p + 20));
 	return len == get_le32(p + 16) ? (uint32_t)len : 0;
 }
 
-static void
-decode_full(const uint8_t *p, struct record *r)
+/* Return: the end of what was decoded, NULL: a field is there that says nothing, which nobody writes. */
+static const uint8_t *
+decode_attributes(const uint8_t *p, struct record *r)
 {
-	r->version = get_le64(p + 56);
-	r->size = get_le64(p + 64);
-	r->mtime = (int64_t)get_le64(p + 72);
-	r->atime = (int64_t)get_le64(p + 80);
-	r->ctime = (int64_t)get_le64(p + 88);
-	r->expires = (int64_t)get_le64(p + 96);
-	r->mode = get_le32(p + 104);
-	r->uid = get_le32(p + 108);
-	r->gid = get_le32(p + 112);
+	uint64_t field[NFIELDS];
+	unsigned present = get_le16(p + 58);
+
+	r->mode = get_le16(p + 56);
+	r->uid = get_le32(p + 60);
+	r->mtime = (int64_t)get_le64(p + 64);
+	field[0] = r->seq;
+	field[1] = r->payload_size;
+	field[2] = field[3] = (uint64_t)r->mtime;
+	field[4] = 0;
+	field[5] = r->uid;
+	p += HEAD_ATTR;
+	for (unsigned i = 0; present; i++, present >>= 1) {
+		uint64_t value;
+
+		if (!(present & 1))
+			continue;
+		value = get_le64(p);
+		if (value == field[i] && (1u << i != HAS_SIZE || r->type == REC_PUT))
+			return NULL;
+		field[i] = value;
+		p += 8;
+	}
+	r->version = field[0];
+	r->size = field[1];
+	r->atime = (int64_t)field[2];
+	r->ctime = (int64_t)field[3];
+	r->expires = (int64_t)field[4];
+	r->gid = (uint32_t)field[5];
+	return field[5] >> 32 ? NULL : p;
 }
 
-static void
+static bool
 decode_head(const uint8_t *p, uint32_t head, struct record *r)
 {
 	memset(r, 0, sizeof(*r));
@@ -221,18 +310,23 @@ decode_head(const uint8_t *p, uint32_t head, struct record *r)
 	r->klen = get_le16(p + 48);
 	r->xattr_size = get_le16(p + 50);
 	r->first_seg = get_le32(p + 52);
-	if (head >= HEAD_FULL)
-		decode_full(p, r);
-	if (head == HEAD_EDIT) {
-		r->base_seq = get_le64(p + 120);
-		r->pos = get_le64(p + 128);
-	}
-	if (head == HEAD_DATA)
+	if (r->type == REC_DATA)
 		r->pos = get_le64(p + 56);
+	if (has_attributes(r->type)) {
+		const uint8_t *end = decode_attributes(p, r);
+
+		if (!end)
+			return false;
+		if (r->type == REC_EDIT) {
+			r->base_seq = get_le64(end);
+			r->pos = get_le64(end + 8);
+		}
+	}
 	if (r->klen)
 		r->key = (const char *)p + head;
 	if (r->xattr_size)
 		r->xattrs = p + head + r->klen;
+	return true;
 }
 
 int
@@ -249,7 +343,8 @@ record_decode(const void *buf, size_t size, struct record *out, struct log_place
 		return -EIO;
 	if (XXH3_64bits(p + 8, at - 8) != get_le64(p))
 		return -EIO;
-	decode_head(p, head, out);
+	if (!decode_head(p, head, out))
+		return -EIO;
 	if (out->payload_size && (uint64_t)at + out->payload_size <= size)
 		out->payload = p + at;
 	if (place) {
