@@ -242,13 +242,13 @@ zeros_pay_locked(const struct log *lg)
 	return lg->cfg.dsync_each && lg->mean_batch < ZERO_BATCH_MAX;
 }
 
-/* How far to allocate when `end` is needed and there is plenty. */
+/* How far to allocate when `end` is needed and there is plenty; `zeros`: that is written as well, so in small steps. */
 static uint64_t
-room_target(const struct log *lg, const struct segment *s, uint64_t end)
+room_target(const struct log *lg, const struct segment *s, uint64_t end, bool zeros)
 {
 	uint64_t step = round_up(s->alloc / 4, ROOM_UNIT), target;
 
-	if (step < ROOM_STEP_MIN)
+	if (step < ROOM_STEP_MIN || zeros)
 		step = ROOM_STEP_MIN;
 	if (step > ROOM_STEP_MAX)
 		step = ROOM_STEP_MAX;
@@ -278,10 +278,14 @@ spares_reserve(const struct log *lg, uint64_t avail, uint64_t bytes)
 static int
 room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool ahead)
 {
-	uint64_t target = room_target(lg, s, end), exact = round_up(end, ROOM_UNIT), avail = space_left(lg);
+	uint64_t target, exact = round_up(end, ROOM_UNIT), avail = space_left(lg);
 	bool soft, zeros;
 	int r = 0;
 
+	pthread_mutex_lock(&lg->lock);
+	zeros = ahead && zeros_pay_locked(lg);
+	pthread_mutex_unlock(&lg->lock);
+	target = room_target(lg, s, end, zeros);
 	if (target < s->alloc)
 		target = s->alloc;
 	if (exact < s->alloc)
@@ -300,9 +304,6 @@ room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool
 	}
 	if (r)
 		return r;
-	pthread_mutex_lock(&lg->lock);
-	zeros = ahead && zeros_pay_locked(lg);
-	pthread_mutex_unlock(&lg->lock);
 	if (zeros)
 		write_zeros(lg, s, s->alloc, target);
 	pthread_mutex_lock(&lg->lock);
@@ -413,6 +414,8 @@ needs_ahead_locked(const struct log *lg)
 	if (!s || s->soft >= lg->cfg.segment_size)
 		return false;
 	low = s->alloc / 8 < ROOM_STEP_MIN / 4 ? ROOM_STEP_MIN / 4 : s->alloc / 8;
+	if (zeros_pay_locked(lg))
+		low = ROOM_STEP_MIN / 2;
 	if (low > ROOM_STEP_MAX / 2)
 		low = ROOM_STEP_MAX / 2;
 	return s->used + low > s->soft;
