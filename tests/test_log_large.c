@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_log_large.c - large values in the log: payloads that are lent are written from where they lie and are the lender's again
- * when the append has ended, well or not; long stretches are pushed out to the disk before anybody waits for them.
+ * when the append has ended, well or not; long stretches are pushed out to the disk before anybody waits for them; the background hears in time that room runs out.
  */
 #include "loglib.h"
 
@@ -275,6 +275,38 @@ nothing_is_pushed_out_that_nobody_will_flush(void **state)
 	env_free(&e);
 }
 
+static void
+count_low(void *arg)
+{
+	(*(unsigned *)arg)++;
+}
+
+/* Once, until there is room again. */
+static void
+room_that_runs_out_is_said_once(void **state)
+{
+	struct env e = env_new(false, 32 << 20);
+	unsigned said = 0;
+	uint64_t n = 0;
+
+	(void)state;
+	e.cfg.low = count_low;
+	e.cfg.low_arg = &said;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (unsigned round = 1; round <= 3; round++) {
+		while (said < round)
+			(void)put_one(&e, ++n, LOG_WRITTEN);
+		assert_true(log_service_due(e.lg));
+		for (unsigned i = 0; i < 20; i++)
+			(void)put_one(&e, ++n, LOG_WRITTEN);
+		assert_int_equal(said, round);
+		assert_int_equal(log_service(e.lg), 0);
+		assert_false(log_service_due(e.lg));
+	}
+	env_expect_all(&e, n);
+	env_free(&e);
+}
+
 int
 main(void)
 {
@@ -285,6 +317,7 @@ main(void)
 		cmocka_unit_test(long_stretches_are_pushed_out),
 		cmocka_unit_test(what_was_flushed_is_not_pushed_out),
 		cmocka_unit_test(nothing_is_pushed_out_that_nobody_will_flush),
+		cmocka_unit_test(room_that_runs_out_is_said_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

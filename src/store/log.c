@@ -531,6 +531,10 @@ take_locked(struct log *lg, struct batch *b, struct log_append *a, struct stage 
 	b->seg->used = end;
 	lg->counters.records += st->n;
 	link_append(b, a);
+	if (!lg->low && lg->cfg.low && segment_low(lg)) {
+		lg->low = true;
+		lg->cfg.low(lg->cfg.low_arg);
+	}
 }
 
 int

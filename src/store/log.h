@@ -133,6 +133,8 @@ struct log_config {
 	bool dsync_each;        /* sync=always: flush with the write when anybody needs it */
 	bool no_direct;         /* and do so through the page cache */
 	bool push;              /* everything is to be flushed soon: have the kernel begin with large stretches early */
+	void (*low)(void *arg); /* room ahead is running out: log_service() should come soon. In log_append, under its lock; or NULL */
+	void *low_arg;
 	uint64_t segment_size;
 	uint64_t max_size;      /* quota, 0: none */
 	uint64_t reserve;       /* bytes that only LOG_RESERVED appends (deletes, compaction) may use at the end of the quota or disk */

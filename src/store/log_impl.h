@@ -248,6 +248,7 @@ struct log {
 	uint32_t epoch;
 	uint64_t used_total;
 	unsigned trims;   /* segments with `trim` */
+	bool low;         /* it was said that room runs out */
 	bool dir_dirty;   /* some file's entry is not durable */
 	bool dir_failed;  /* flushing the directory failed: no later flush can be believed; protected by space_lock */
 	bool writing, flushing, applying;
@@ -328,6 +329,8 @@ uint32_t segment_ranges(struct log *lg, uint32_t upto, struct segment_range *out
  * Return: 0, -ENOSPC/-EDQUOT, -errno.
  */
 int segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved);
+/** Has the active segment less room left than what comes in the next moments? Under lock. */
+bool segment_low(const struct log *lg);
 
 /** The record that retires it ends at `end`. Takes the locks. */
 void segment_set_retired(struct segment *s, struct log_pos end);

@@ -660,6 +660,12 @@ reserve_of(const struct store_config *c)
 	return r;
 }
 
+static void
+log_is_low(void *arg)
+{
+	background_stir(arg);
+}
+
 int
 store_open_log(struct log_store *s)
 {
@@ -671,6 +677,8 @@ store_open_log(struct log_store *s)
 		.dsync_each = s->cfg.mode == STORE_ALWAYS,
 		.no_direct = s->cfg.no_direct,
 		.push = s->cfg.mode != STORE_NEVER,
+		.low = log_is_low,
+		.low_arg = s,
 		.segment_size = s->cfg.segment_size,
 		.max_size = s->cfg.max_size,
 		.reserve = reserve_of(&s->cfg),

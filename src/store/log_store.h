@@ -682,7 +682,7 @@ int log_sync_wait(struct log_store *s, struct io *io);
 int background_start(struct log_store *s);
 void background_stop(struct log_store *s);
 void background_wake(struct log_store *s);
-/** Much will be written: look after the log every few milliseconds from now on. Store's lock held. */
+/** Much will be written: look after the log every few milliseconds from now on. Store's lock held, or on the keeper's thread. */
 void background_stir(struct log_store *s);
 /** Report and delete what has expired; *pending: deletions under way on `io`. Return: the next deadline, INT64_MAX: none. */
 int64_t expire_run(struct log_store *s, struct io *io, unsigned *pending);

@@ -310,6 +310,7 @@ room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool
 	s->alloc = target;
 	if (soft)
 		s->soft = target;
+	lg->low = false;
 	pthread_mutex_unlock(&lg->lock);
 	return 0;
 }
@@ -404,9 +405,8 @@ push_due_locked(const struct log *lg)
 	return lg->cfg.push && lg->written_pos.off >= push_from_locked(lg) + PUSH_STEP;
 }
 
-/* The active segment should have room for what comes in the next moments. */
-static bool
-needs_ahead_locked(const struct log *lg)
+bool
+segment_low(const struct log *lg)
 {
 	const struct segment *s = lg->active;
 	uint64_t low;
@@ -449,7 +449,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	need |= log_map_due(lg) ? SERVICE_MAP : 0;
 	need |= push_due_locked(lg) ? SERVICE_PUSH : 0;
 	*ahead = lg->active ? lg->active->soft + 1 : 0;
-	if (needs_ahead_locked(lg))
+	if (segment_low(lg))
 		need |= SERVICE_AHEAD;
 	pthread_mutex_lock(&lg->tab_lock);
 	for (uint32_t i = 0; lg->trims && i < lg->nsegs && !*trim; i++) {
