@@ -65,7 +65,7 @@ msnap_put(struct kvfs_mount *m, struct msnap *s)
 struct mdraft *
 mdraft_new(void)
 {
-	struct mdraft *d = calloc(1, sizeof *d);
+	struct mdraft *d = zalloc(sizeof *d);
 
 	if (d) {
 		d->refs = 1;
@@ -114,7 +114,7 @@ key_get(struct kvfs_mount *m, const char *name, uint32_t len)
 
 	if (k)
 		return key_ref(k);
-	k = calloc(1, sizeof *k);
+	k = zalloc(sizeof *k);
 	if (!k)
 		return NULL;
 	k->refs = 1;
@@ -400,7 +400,7 @@ node_named(struct kvfs_mount *m, uint64_t nodeid, pid_t pid)
 struct node *
 node_new(struct kvfs_mount *m, struct key *k)
 {
-	struct node *n = calloc(1, sizeof *n);
+	struct node *n = zalloc(sizeof *n);
 
 	if (!n)
 		return NULL;

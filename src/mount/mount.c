@@ -75,10 +75,11 @@ mount_ops(void)
 int
 mount_create(struct store *s, const struct mount_config *cfg, struct kvfs_mount **out)
 {
-	struct kvfs_mount *m = calloc(1, sizeof *m);
+	struct kvfs_mount *m = aligned_alloc(_Alignof(struct kvfs_mount), sizeof *m);
 
 	if (!m)
 		return -ENOMEM;
+	memset(m, 0, sizeof(*m));
 	m->cfg = *cfg;
 	m->started = now_ns();
 	m->lease_ns = STORE_LEASE_FOREVER;
@@ -115,6 +116,7 @@ mount_destroy(struct kvfs_mount *m)
 {
 	if (!m)
 		return;
+	rq_spares_free(m);
 	lhash_destroy(&m->keys);
 	lhash_destroy(&m->nodes);
 	pthread_mutex_destroy(&m->lock);

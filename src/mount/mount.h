@@ -31,6 +31,8 @@
 #include "mount/locks.h"
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define ROOT_NODEID  UINT64_C(1)
 #define CTL_NODEID   UINT64_C(2)  /* the directory .kvfs */
@@ -223,6 +225,7 @@ enum reply_kind { REPLY_ERR, REPLY_NONE, REPLY_ENTRY, REPLY_CREATE, REPLY_ATTR, 
 /* One request on its way. Owned by the worker that got it; other threads only resume it (rq_resume). */
 struct rq {
 	struct kvfs_mount *m;
+	struct rq *spare;  /* the next of those that a worker keeps */
 	fuse_req_t req; /* NULL: not from the kernel (work of our own) */
 	enum rq_result (*step)(struct rq *r);
 	int state;
@@ -287,7 +290,20 @@ struct mount_counters {
 	uint64_t moves_writer, moves_reader, move_fallbacks, barriers, killed, cancelled, notified;
 };
 
+#define RQ_WORKERS 64u /* that keep request contexts for the next request */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define RQ_SPARES  0u  /* so that a use after the end is seen */
+#else
+#define RQ_SPARES  64u /* each */
+#endif
+
+struct rq_spares {
+	_Alignas(64) struct rq *first; /* the worker's own */
+	unsigned n;
+};
+
 struct kvfs_mount {
+	struct rq_spares spares[RQ_WORKERS]; /* by worker_index() */
 	pthread_mutex_t lock;
 	struct store *store;
 	struct mount_config cfg;
@@ -312,12 +328,23 @@ struct kvfs_mount {
 	int64_t started;
 };
 
+/** Memory, cleared. Small pieces come from the thread's own cache, which glibc's calloc() passes by. */
+static inline void *
+zalloc(size_t size)
+{
+	void *p = malloc(size);
+
+	return p ? memset(p, 0, size) : NULL;
+}
+
 /* ---- rq.c ---- */
 
 /** The mount behind a FUSE request. */
 struct kvfs_mount *rq_mount(fuse_req_t req);
 /** New request context with io and caller filled. NULL: -ENOMEM was replied. */
 struct rq *rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r));
+/** Free what workers kept. No request is left, no worker runs. */
+void rq_spares_free(struct kvfs_mount *m);
 /** A request of our own, on the current worker's io (or `io`). */
 struct rq *rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r));
 /** It cannot even begin: answer it with `err` (-errno), if somebody asked, and free it. */

@@ -38,7 +38,7 @@ kind_of(int flags, bool create)
 static struct handle *
 handle_new(struct rq *r, enum handle_kind kind, struct key *k, struct node *n)
 {
-	struct handle *h = calloc(1, sizeof *h);
+	struct handle *h = zalloc(sizeof *h);
 
 	if (!h)
 		return NULL;

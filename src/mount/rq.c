@@ -35,10 +35,45 @@ rq_mount(fuse_req_t req)
 	return fuse_req_userdata(req);
 }
 
+/* What the calling worker keeps: a context is too large for malloc's cache of the thread. NULL: no such worker. */
+static struct rq_spares *
+my_spares(struct kvfs_mount *m)
+{
+	const struct worker *w = worker_current();
+
+	return w && worker_index(w) < RQ_WORKERS ? &m->spares[worker_index(w)] : NULL;
+}
+
+static struct rq *
+rq_alloc(struct kvfs_mount *m)
+{
+	struct rq_spares *sp = my_spares(m);
+	struct rq *r = sp ? sp->first : NULL;
+
+	if (!r)
+		return malloc(sizeof *r);
+	sp->first = r->spare;
+	sp->n--;
+	return r;
+}
+
+void
+rq_spares_free(struct kvfs_mount *m)
+{
+	for (unsigned i = 0; i < RQ_WORKERS; i++) {
+		while (m->spares[i].first) {
+			struct rq *r = m->spares[i].first;
+
+			m->spares[i].first = r->spare;
+			free(r);
+		}
+	}
+}
+
 struct rq *
 rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r))
 {
-	struct rq *r = malloc(sizeof *r);
+	struct rq *r = rq_alloc(m);
 
 	if (!r)
 		return NULL;
@@ -77,7 +112,15 @@ rq_free(struct rq *r)
 	free(r->name2);
 	free(r->buf);
 	free(r->xattrs);
-	free(r);
+	struct rq_spares *sp = my_spares(m);
+
+	if (sp && sp->n < RQ_SPARES) {
+		r->spare = sp->first;
+		sp->first = r;
+		sp->n++;
+	} else {
+		free(r);
+	}
 	atomic_fetch_sub(&m->nrequests, 1);
 }
 
