@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/diag.h"
 #include "simdisk.h"
+#include "store/checkpoint.h"
 #include "store/log_impl.h"
 #include "store/log_store.h"
 #include "storelib.h"
@@ -464,27 +465,45 @@ segments_of_another_store_are_refused(void **state)
 	disk_destroy(d);
 }
 
+/* Refused, with a message that has `way` in it. */
 static void
-newer_versions_are_refused(void **state)
+refused_saying(struct disk *d, const char *way)
+{
+	char err[512] = "";
+	struct sl sl;
+
+	refused(d, -EPROTONOSUPPORT, way);
+	open_fresh(&sl, simdisk_copy(d));
+	assert_int_equal(log_store_open(&sl.cfg, &sl.st, err, sizeof(err)), -EPROTONOSUPPORT);
+	if (!strstr(err, way))
+		fail_msg("\"%s\" does not say \"%s\"", err, way);
+	sl_destroy(&sl);
+}
+
+static void
+other_versions_are_refused(void **state)
 {
 	struct disk *d = small_store(true), *c = simdisk_copy(d);
 	uint8_t head[512];
 	uint32_t size;
 
 	(void)state;
-	assert_int_equal(simdisk_peek(c, SEG1, 0, head, sizeof(head)), 0);
-	size = get_le32(head + 16);
-	put_le32(head + 12, LOG_FORMAT_VERSION + 1);
-	put_le64(head, XXH3_64bits(head + 8, size - 8));
-	assert_int_equal(simdisk_poke(c, SEG1, 0, head, size), 0);
-	refused(c, -EPROTONOSUPPORT, "a newer segment");
-	copy_file(d, SEG1, c, SEG1);
+	for (uint32_t version = LOG_FORMAT_VERSION - 1; version <= LOG_FORMAT_VERSION + 1; version += 2) {
+		assert_int_equal(simdisk_peek(c, SEG1, 0, head, sizeof(head)), 0);
+		size = get_le32(head + 16);
+		put_le32(head + 12, version);
+		put_le64(head, XXH3_64bits(head + 8, size - 8));
+		assert_int_equal(simdisk_poke(c, SEG1, 0, head, size), 0);
+		refused_saying(c, "use the kvfs and kvfsctl that it was written with");
+		copy_file(d, SEG1, c, SEG1);
+	}
 	assert_int_equal(simdisk_peek(c, "kvfs.store", 0, head, 64), 0);
 	for (uint32_t version = 1; version <= 3; version += 2) {
 		put_le32(head + 16, version);
 		put_le64(head, XXH3_64bits(head + 8, 56));
 		assert_int_equal(simdisk_poke(c, "kvfs.store", 0, head, 64), 0);
-		refused(c, -EPROTONOSUPPORT, version == 1 ? "an older superblock" : "a newer superblock");
+		refused_saying(c, version == 1 ? "dump it with the kvfsctl it was written with, load that with this one" :
+			       "use a newer kvfs");
 	}
 	disk_destroy(c);
 	disk_destroy(d);
@@ -532,6 +551,78 @@ a_bad_checkpoint_costs_time_only(void **state)
 	assert_true(o.open == 0 && o.right == 4 && o.absent == 1);
 	disk_destroy(c);
 	disk_destroy(other);
+	disk_destroy(d);
+}
+
+/*
+ * Put `value` over 4 bytes `at` from the beginning of each entry of the checkpoint that has them, and make the checksums good
+ * again. `flag`: only in entries with this flag.
+ */
+static void
+forge_checkpoint(struct disk *d, unsigned flag, uint32_t at, uint32_t value)
+{
+	int64_t size = simdisk_file_size(d, "checkpoint");
+	uint8_t *buf = malloc((size_t)size), super[64];
+	uint64_t off = 0, seed;
+	unsigned forged = 0;
+
+	assert_non_null(buf);
+	assert_int_equal(simdisk_peek(d, "checkpoint", 0, buf, (size_t)size), 0);
+	assert_int_equal(simdisk_peek(d, "kvfs.store", 0, super, sizeof(super)), 0);
+	seed = get_le64(super + 24) ^ get_le64(super + 32);
+	while (off < (uint64_t)size) {
+		uint8_t *b = buf + off, *end = b + BLOCK_HEAD + get_le32(b + 16);
+
+		for (uint8_t *e = b + BLOCK_HEAD; get_le32(b + 20) == KIND_ENTRIES && e < end;) {
+			unsigned flags = e[5];
+			uint8_t *next = e + ENTRY_FIXED + (flags & INDEX_F_EXTRA ? ENTRY_EXTRA : 0) + (get_le16(e + 6) + 7) / 8 * 8;
+
+			if (flags & INDEX_F_LARGE)
+				next += LARGE_FIXED + get_le32(next + 4) * 8 + (size_t)get_le32(next + 24) * 32;
+			if ((flags & flag) == flag) {
+				put_le32(e + at, value);
+				forged++;
+			}
+			e = next;
+		}
+		put_le64(b, XXH3_64bits_withSeed(b + 8, (size_t)(end - b) - 8, seed));
+		off = (uint64_t)(end - buf);
+	}
+	assert_true(forged > 0);
+	assert_int_equal(simdisk_poke(d, "checkpoint", 0, buf, (size_t)size), 0);
+	free(buf);
+}
+
+/* Its checksums are good, but no entry is as one of ours can be. */
+static void
+a_forged_checkpoint_is_not_used(void **state)
+{
+	static const struct {
+		unsigned flag;
+		uint32_t at, value;
+		bool sane;
+		const char *what;
+	} cases[] = {
+		{ 0, 44, 0640, true, "another mode" },
+		{ 0, 44, 010644, false, "a mode with more than permission bits" },
+		{ 0, 44, 0x10000 | 0644, false, "a mode that no record can have" },
+		{ INDEX_F_EXTRA, ENTRY_FIXED + 32, 0, true, "no xattrs" },
+		{ INDEX_F_EXTRA, ENTRY_FIXED + 32, STORE_XATTR_MAX + 1, false, "more xattrs than there can be" },
+	};
+	struct disk *d = small_store(true);
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct disk *c = simdisk_copy(d);
+		struct outcome o;
+
+		forge_checkpoint(c, cases[i].flag, cases[i].at, cases[i].value);
+		o = look_at(c, false, false, cases[i].what);
+		if (o.said != !cases[i].sane)
+			print_error("%s: %u messages\n", cases[i].what, o.said);
+		assert_true(o.open == 0 && o.right == 4 && o.absent == 1 && o.said == !cases[i].sane);
+		disk_destroy(c);
+	}
 	disk_destroy(d);
 }
 
@@ -661,9 +752,10 @@ main(void)
 		cmocka_unit_test(a_missing_segment_is_said_and_its_keys_answer_eio),
 		cmocka_unit_test(swapped_segments_are_refused),
 		cmocka_unit_test(segments_of_another_store_are_refused),
-		cmocka_unit_test(newer_versions_are_refused),
+		cmocka_unit_test(other_versions_are_refused),
 		cmocka_unit_test(a_lost_superblock_is_refused_not_made_anew),
 		cmocka_unit_test(a_bad_checkpoint_costs_time_only),
+		cmocka_unit_test(a_forged_checkpoint_is_not_used),
 		cmocka_unit_test(absurd_segment_names_are_refused),
 		cmocka_unit_test(foreign_files_are_left_alone),
 		cmocka_unit_test(things_that_are_no_files_are_refused),

@@ -21,7 +21,8 @@
  *   kind 3: groups of tombstones: u32 segment, u32 first, u32 last, u32 zero, u64 bytes
  *   kind 4, the last: u64 entries, u64 tombstone groups
  *
- * A file is used only if every block is valid and the last one is there.
+ * A file is used only if every block is valid, no entry says what no key of ours can have (its mode must fit a record's), and
+ * the last block is there.
  *
  * Layer: store. Private to the two files.
  */

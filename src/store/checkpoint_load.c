@@ -266,9 +266,9 @@ load_extra(struct worker *w, const struct item *it, struct index_entry *e)
 		.expires = (int64_t)get_le64(p + 24),
 		.xattr_size = get_le32(p + 32),
 	};
-	int err = 0;
+	int err = st.xattr_size > STORE_XATTR_MAX ? -EIO : 0;
 
-	if (it->flags & INDEX_F_LARGE)
+	if (!err && it->flags & INDEX_F_LARGE)
 		err = load_large(w, (const uint8_t *)it->key + ((it->klen + 7) & ~7u), &st);
 	if (!err && st.expires)
 		err = note_mortal(w, e);
@@ -287,13 +287,13 @@ load_item(struct worker *w, const struct item *it)
 	struct log_store *s = w->ld->s;
 	const uint8_t *p = it->p;
 	uint64_t ino = get_le64(p) & (INO_LIMIT - 1), size_len = get_le64(p + 8);
-	uint32_t seg = get_le32(p + 32);
+	uint32_t seg = get_le32(p + 32), mode = get_le32(p + 44);
 	struct index_entry *e;
 	int err;
 
-	if ((size_len & (INO_LIMIT - 1)) > VALUE_LIMIT || !seg)
+	if ((size_len & (INO_LIMIT - 1)) > VALUE_LIMIT || !seg || mode & ~07777u)
 		return -EIO;
-	err = load_owner(w, get_le32(p + 44), get_le32(p + 48), get_le32(p + 52));
+	err = load_owner(w, mode, get_le32(p + 48), get_le32(p + 52));
 	if (err)
 		return err;
 	e = index_load_add(w->loader, it->key, it->klen, it->hash, it->extra);

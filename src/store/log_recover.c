@@ -113,8 +113,8 @@ check_header(struct recovery *rc, struct found *f)
 	if (f->head == -EUCLEAN)
 		return refuse(rc, -EUCLEAN, "%s belongs to another store; move it out of the data directory", name);
 	if (f->head == -EPROTONOSUPPORT)
-		return refuse(rc, -EPROTONOSUPPORT, "%s has a format that this version does not know; use a newer kvfs",
-			      name);
+		return refuse(rc, -EPROTONOSUPPORT, "%s is not of format version %u, which this program knows: use the kvfs and "
+			      "kvfsctl that it was written with", name, LOG_FORMAT_VERSION);
 	if (!f->head && f->h.id != f->id)
 		f->head = -EBADF;
 	return f->head == -ENOMEM ? -ENOMEM : 0;
