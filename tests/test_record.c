@@ -39,6 +39,13 @@ sample(uint8_t type, const void *payload, uint32_t size)
 }
 
 static void
+encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
+{
+	record_measure(r, e);
+	record_encode(r, buf, e);
+}
+
+static void
 assert_same_bytes(const void *a, uint32_t an, const void *b, uint32_t bn)
 {
 	assert_int_equal(an, bn);
@@ -58,16 +65,16 @@ roundtrip(uint8_t type, uint32_t payload_size)
 
 	memset(payload, 0xa5, sizeof(payload));
 	r = sample(type, payload, payload_size);
-	size = record_size(&r);
+	record_measure(&r, &e);
+	size = e.len;
 	assert_int_equal(size % 8, 0);
 	buf = malloc(size);
 	assert_non_null(buf);
 	record_encode(&r, buf, &e);
-	assert_int_equal(e.len, size);
 	assert_int_equal(record_peek_len(buf, size), size);
 	assert_int_equal(record_decode(buf, size, &d, &place, true), 0);
 	assert_int_equal(place.len, size);
-	assert_int_equal(place.payload_off, 4096 + record_payload_off(&r));
+	assert_int_equal(place.payload_off, 4096 + e.front);
 	assert_int_equal(d.type, type);
 	assert_int_equal(d.flags, r.flags);
 	assert_int_equal(d.seq, r.seq);
@@ -113,7 +120,8 @@ layout_is_fixed(void **state)
 	uint8_t buf[64];
 
 	(void)state;
-	assert_int_equal(record_size(&r), sizeof(buf));
+	record_measure(&r, &e);
+	assert_int_equal(e.len, sizeof(buf));
 	record_encode(&r, buf, &e);
 	assert_memory_equal(buf + 8, want + 8, 16);
 	assert_memory_equal(buf + 32, want + 32, 32);
@@ -144,8 +152,8 @@ attributes_that_say_nothing_take_no_room(void **state)
 		for (unsigned b = 0; b < 6; b++)
 			n += has >> b & 1;
 		n = 72 + 8 * n + (r.type == REC_EDIT ? 16 : 0);
-		assert_int_equal(record_payload_off(&r), n + 1);
-		record_encode(&r, buf, &e);
+		encode(&r, buf, &e);
+		assert_int_equal(e.front, n + 1);
 		assert_int_equal(buf[15] * 8, n);
 		assert_int_equal(buf[58], has);
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
@@ -168,31 +176,61 @@ headers_that_contradict_themselves_are_refused(void **state)
 	uint8_t buf[256];
 
 	(void)state;
-	record_encode(&r, buf, &e);
+	encode(&r, buf, &e);
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
 	assert_int_equal(record_peek_len(buf, 71), 0); /* what fields there are is not known yet */
 	buf[58] |= 64; /* a field that nobody knows */
 	buf[15]++;
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	record_encode(&r, buf, &e);
+	encode(&r, buf, &e);
 	buf[59] = 1;
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	record_encode(&r, buf, &e);
+	encode(&r, buf, &e);
 	buf[58] |= 4; /* one more, in a header of the same size */
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	record_encode(&r, buf, &e);
+	encode(&r, buf, &e);
 	buf[58] &= (uint8_t)~2u; /* an extended value without its size */
 	buf[15]--;
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
 	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
+}
 
-	r.atime = 1;
-	record_encode(&r, buf, &e);
-	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), 0);
-	put_le64(buf + 80, 0); /* atime, which is not written if it is mtime */
-	put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
-	assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
-	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
+/* A field that says what its absence would is never written, and not taken. */
+static void
+fields_that_say_nothing_are_refused(void **state)
+{
+	static const struct {
+		unsigned bit;
+		uint64_t dull; /* what its absence would say */
+	} fields[] = { { 1, 1000 }, { 2, 8 }, { 4, 5 }, { 8, 5 }, { 16, 0 }, { 32, 3 } };
+	struct record d, r = { .type = REC_PUT, .seq = 1000, .version = 1000, .key = "k", .klen = 1, .payload = "12345678",
+			       .payload_size = 8, .size = 8, .mtime = 5, .atime = 5, .ctime = 5, .uid = 3, .gid = 3 };
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
+		struct record with = r;
+		struct batch_entry e;
+		uint8_t buf[256];
+
+		with.version += fields[i].bit == 1;
+		with.size += fields[i].bit == 2;
+		with.atime += fields[i].bit == 4;
+		with.ctime += fields[i].bit == 8;
+		with.expires += fields[i].bit == 16;
+		with.gid += fields[i].bit == 32;
+		encode(&with, buf, &e);
+		assert_int_equal(buf[58], fields[i].bit);
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
+		put_le64(buf + 72, fields[i].dull);
+		put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
+		assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), -EIO);
+		if (fields[i].bit != 32)
+			continue;
+		put_le64(buf + 72, UINT64_C(1) << 32); /* no gid */
+		put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), -EIO);
+	}
 }
 
 static void
@@ -206,8 +244,9 @@ every_flipped_bit_is_noticed(void **state)
 	(void)state;
 	memset(payload, 'x', sizeof(payload));
 	r = sample(REC_EDIT, payload, sizeof(payload));
-	size = record_size(&r);
-	head_end = record_payload_off(&r);
+	record_measure(&r, &e);
+	size = e.len;
+	head_end = e.front;
 	buf = malloc(size);
 	assert_non_null(buf);
 	record_encode(&r, buf, &e);
@@ -234,8 +273,9 @@ every_truncation_is_noticed(void **state)
 
 	(void)state;
 	r = sample(REC_PUT, payload, sizeof(payload));
-	size = record_size(&r);
-	head_end = record_payload_off(&r);
+	record_measure(&r, &e);
+	size = e.len;
+	head_end = e.front;
 	for (uint32_t n = 0; n < size; n++) {
 		buf = malloc(size);
 		assert_non_null(buf);
@@ -259,11 +299,11 @@ head_alone_gives_key_and_place_of_the_payload(void **state)
 
 	(void)state;
 	r = sample(REC_PUT, payload, sizeof(payload));
-	record_encode(&r, buf, &e);
-	assert_int_equal(record_decode(buf, record_payload_off(&r), &d, &place, false), 0);
+	encode(&r, buf, &e);
+	assert_int_equal(record_decode(buf, e.front, &d, &place, false), 0);
 	assert_null(d.payload);
 	assert_int_equal(d.payload_size, sizeof(payload));
-	assert_int_equal(place.payload_off, 1000 + record_payload_off(&r));
+	assert_int_equal(place.payload_off, 1000 + e.front);
 	assert_same_bytes(d.key, d.klen, key, sizeof(key) - 1);
 }
 
@@ -320,6 +360,7 @@ main(void)
 		cmocka_unit_test(layout_is_fixed),
 		cmocka_unit_test(attributes_that_say_nothing_take_no_room),
 		cmocka_unit_test(headers_that_contradict_themselves_are_refused),
+		cmocka_unit_test(fields_that_say_nothing_are_refused),
 		cmocka_unit_test(every_flipped_bit_is_noticed),
 		cmocka_unit_test(every_truncation_is_noticed),
 		cmocka_unit_test(head_alone_gives_key_and_place_of_the_payload),

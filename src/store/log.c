@@ -213,45 +213,72 @@ stage_free(struct stage *st)
 }
 
 static bool
-is_lent(const struct record *r)
+is_lent(const struct record *r, const struct batch_entry *e)
 {
-	return r->payload_lent && r->payload_size >= LOG_LENT_MIN && record_size(r) == record_payload_off(r) + r->payload_size;
+	return r->payload_lent && r->payload_size >= LOG_LENT_MIN && e->len == e->front + r->payload_size;
+}
+
+/* Return: bytes of log; *lent: how many of them stay where they are. */
+static uint64_t
+stage_measure(struct stage *st, uint64_t *lent)
+{
+	uint64_t total = 0;
+
+	*lent = 0;
+	for (unsigned i = 0; i < st->n; i++) {
+		record_measure(&st->recs[i], &st->ents[i]);
+		total += st->ents[i].len;
+		if (is_lent(&st->recs[i], &st->ents[i])) {
+			st->nlent++;
+			*lent += st->recs[i].payload_size;
+		}
+	}
+	return total;
+}
+
+static void
+stage_encode(struct stage *st)
+{
+	uint8_t *p = st->buf;
+
+	for (unsigned i = 0; i < st->n; i++) {
+		struct batch_entry *e = &st->ents[i];
+
+		if (is_lent(&st->recs[i], e)) {
+			record_encode_front(&st->recs[i], p, e);
+			p += e->front;
+		} else {
+			record_encode(&st->recs[i], p, e);
+			p += e->len;
+		}
+	}
 }
 
 static int
 stage_init(struct stage *st, const struct record *recs, unsigned n)
 {
-	uint64_t total = 0, lent = 0;
-	uint8_t *p;
+	uint64_t total, lent;
 
-	st->nlent = 0;
-	for (unsigned i = 0; i < n; i++) {
-		total += record_size(&recs[i]);
-		if (is_lent(&recs[i])) {
-			st->nlent++;
-			lent += recs[i].payload_size;
-		}
-	}
-	if (total > LOG_BATCH_MAX)
-		return -EFBIG;
 	st->recs = recs;
 	st->n = n;
-	st->total = (uint32_t)total;
-	st->buf = total <= LOG_SMALL ? st->small : malloc(total - lent);
+	st->nlent = 0;
+	st->buf = st->small;
 	st->ents = n <= STAGE_FEW ? st->few : malloc(n * sizeof(*st->ents));
-	if (!st->buf || !st->ents) {
+	if (!st->ents)
+		return -ENOMEM;
+	total = stage_measure(st, &lent);
+	if (total > LOG_BATCH_MAX) {
+		stage_free(st);
+		return -EFBIG;
+	}
+	st->total = (uint32_t)total;
+	if (total > LOG_SMALL)
+		st->buf = malloc(total - lent);
+	if (!st->buf) {
 		stage_free(st);
 		return -ENOMEM;
 	}
-	p = st->buf;
-	for (unsigned i = 0; i < n; i++) {
-		if (is_lent(&recs[i])) {
-			p += record_encode_front(&recs[i], p, &st->ents[i]);
-		} else {
-			record_encode(&recs[i], p, &st->ents[i]);
-			p += st->ents[i].len;
-		}
-	}
+	stage_encode(st);
 	return 0;
 }
 
@@ -457,7 +484,7 @@ add_pieces(struct batch *b, struct stage *st)
 	for (unsigned i = 0; i < st->n; i++) {
 		const struct record *r = &st->recs[i];
 
-		if (!is_lent(r)) {
+		if (!is_lent(r, &st->ents[i])) {
 			p += st->ents[i].len;
 			continue;
 		}

@@ -90,9 +90,6 @@ struct log_place {
 	uint64_t payload_off; /* of the payload's first byte in the segment */
 };
 
-/** Bytes that `r` takes in the log (multiple of 8). */
-uint32_t record_size(const struct record *r);
-
 enum log_need { LOG_WRITTEN, LOG_DURABLE };
 
 /**

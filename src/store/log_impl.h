@@ -83,7 +83,9 @@ struct batch_entry {
 	uint64_t key_hash;
 	uint32_t len;
 	uint32_t head_sum; /* low half of the record's head checksum */
-	uint32_t front;    /* bytes before the payload; not in the file, set by record_encode */
+	/* not in the file: */
+	uint32_t front;    /* bytes before the payload */
+	uint32_t present;  /* which attributes the header has */
 };
 
 static inline uint64_t
@@ -118,12 +120,12 @@ bool batch_trailer_peek(const uint8_t *trailer, uint32_t seg, struct batch_heade
 /** Verify a directory found without its header (`h` from batch_trailer_peek). 0 or -EIO. */
 int batch_trailer_verify(const uint8_t *dir, const struct batch_header *h, uint64_t seed);
 
-/** Encode into `buf` (record_size bytes); fills the directory entry. */
+/** How a record will lie in the log: len (a multiple of 8), front and present of its entry. */
+void record_measure(const struct record *r, struct batch_entry *e);
+/** Encode a measured record into `buf` (e->len bytes); fills in the rest of its entry. */
 void record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e);
-/** The same without the payload, behind which the record must end. Return: bytes encoded; the payload's come next. */
-uint32_t record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e);
-/** Offset of the payload in the record. */
-uint32_t record_payload_off(const struct record *r);
+/** The same without the payload, behind which the record must end: e->front bytes. */
+void record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e);
 uint64_t record_key_hash(const char *key, uint32_t klen);
 
 /* ---- segments (segment.c) ---- */

@@ -22,8 +22,9 @@
  *      DEL, MOVE, RETIRE  nothing
  *   then key, xattrs, payload, padding
  *
- * A record is valid if its sizes agree with each other and both checksums match. The head alone is enough to know whose
- * record it is; a damaged payload is then the loss of one value of a known key.
+ * A record is valid if its sizes agree with each other, both checksums match and no field is there that says what its absence
+ * would (so attributes have one form). The head alone is enough to know whose record it is; a damaged payload is then the loss
+ * of one value of a known key.
  *
  * Layer: store; pure functions, any thread. Knows neither batches nor files.
  */
@@ -100,39 +101,24 @@ head_size(uint8_t type, unsigned present)
 	}
 }
 
-static uint32_t
-head_of(const struct record *r, unsigned *present)
-{
-	*present = has_attributes(r->type) ? present_of(r) : 0;
-	return head_size(r->type, *present);
-}
-
 static uint64_t
 align8(uint64_t n)
 {
 	return (n + 7) & ~UINT64_C(7);
 }
 
-uint32_t
-record_payload_off(const struct record *r)
+void
+record_measure(const struct record *r, struct batch_entry *e)
 {
-	unsigned present;
+	unsigned present = has_attributes(r->type) ? present_of(r) : 0;
+	uint32_t head = head_size(r->type, present);
+	uint64_t size;
 
-	return head_of(r, &present) + r->klen + r->xattr_size;
-}
-
-static uint32_t
-size_from(uint32_t front, const struct record *r)
-{
-	uint64_t size = align8((uint64_t)front + r->payload_size);
-
-	return size > UINT32_MAX - 7 ? UINT32_MAX - 7 : (uint32_t)size;
-}
-
-uint32_t
-record_size(const struct record *r)
-{
-	return size_from(record_payload_off(r), r);
+	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX);
+	e->present = present;
+	e->front = head + r->klen + r->xattr_size;
+	size = align8((uint64_t)e->front + r->payload_size);
+	e->len = size > UINT32_MAX - 7 ? UINT32_MAX - 7 : (uint32_t)size;
 }
 
 uint64_t
@@ -141,18 +127,12 @@ record_key_hash(const char *key, uint32_t klen)
 	return klen ? XXH3_64bits(key, klen) : 0;
 }
 
-/* Return: the end of what was encoded. */
+/* The fields that there are. Return: their end. */
 static uint8_t *
-encode_attributes(const struct record *r, uint8_t *p, unsigned present)
+encode_fields(const struct record *r, uint8_t *p, unsigned present)
 {
 	const uint64_t field[NFIELDS] = { r->version, r->size, (uint64_t)r->atime, (uint64_t)r->ctime, (uint64_t)r->expires, r->gid };
 
-	assert(r->mode <= UINT16_MAX);
-	put_le16(p + 56, (uint16_t)r->mode);
-	put_le16(p + 58, (uint16_t)present);
-	put_le32(p + 60, r->uid);
-	put_le64(p + 64, (uint64_t)r->mtime);
-	p += HEAD_ATTR;
 	for (unsigned i = 0; present; i++, present >>= 1) {
 		if (present & 1) {
 			put_le64(p, field[i]);
@@ -163,82 +143,82 @@ encode_attributes(const struct record *r, uint8_t *p, unsigned present)
 }
 
 static void
-encode_head(const struct record *r, uint8_t *p, uint32_t head, unsigned present, uint32_t size)
+encode_attributes(const struct record *r, uint8_t *p, unsigned present)
 {
+	uint8_t *end = p + HEAD_ATTR;
+
+	assert(r->mode <= UINT16_MAX);
+	put_le16(p + 56, (uint16_t)r->mode);
+	put_le16(p + 58, (uint16_t)present);
+	put_le32(p + 60, r->uid);
+	put_le64(p + 64, (uint64_t)r->mtime);
+	if (present)
+		end = encode_fields(r, end, present);
+	if (r->type == REC_EDIT) {
+		put_le64(end, r->base_seq);
+		put_le64(end + 8, r->pos);
+	}
+}
+
+/* Header, key, xattrs. */
+static void
+encode_front(const struct record *r, uint8_t *p, const struct batch_entry *e)
+{
+	uint32_t head = e->front - r->klen - r->xattr_size;
+
 	put_le32(p + 8, RECORD_MAGIC);
 	p[12] = r->type;
 	p[13] = r->codec;
 	p[14] = r->flags;
 	p[15] = (uint8_t)(head / 8);
-	put_le32(p + 16, size);
+	put_le32(p + 16, e->len);
 	put_le32(p + 20, r->payload_size);
 	put_le64(p + 32, r->seq);
 	put_le64(p + 40, r->ino);
 	put_le16(p + 48, (uint16_t)r->klen);
 	put_le16(p + 50, (uint16_t)r->xattr_size);
 	put_le32(p + 52, r->first_seg);
-	if (r->type == REC_DATA)
+	if (has_attributes(r->type))
+		encode_attributes(r, p, e->present);
+	else if (r->type == REC_DATA)
 		put_le64(p + 56, r->pos);
-	if (!has_attributes(r->type))
-		return;
-	p = encode_attributes(r, p, present);
-	if (r->type == REC_EDIT) {
-		put_le64(p, r->base_seq);
-		put_le64(p + 8, r->pos);
-	}
-}
-
-/* Header, key, xattrs. Return: their size. *size: that of the record. */
-static uint32_t
-encode_front(const struct record *r, uint8_t *buf, uint32_t *size)
-{
-	unsigned present;
-	uint32_t head = head_of(r, &present), at = head + r->klen + r->xattr_size;
-
-	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX);
-	*size = size_from(at, r);
-	encode_head(r, buf, head, present, *size);
 	if (r->klen)
-		memcpy(buf + head, r->key, r->klen);
+		memcpy(p + head, r->key, r->klen);
 	if (r->xattr_size)
-		memcpy(buf + head + r->klen, r->xattrs, r->xattr_size);
-	return at;
+		memcpy(p + head + r->klen, r->xattrs, r->xattr_size);
 }
 
-/* The checksums; the front is `at` bytes of the record's `size`, what follows it is at `rest`. */
+/* The checksums; what follows the front is at `rest`. */
 static void
-encode_sums(const struct record *r, uint8_t *buf, uint32_t at, const void *rest, uint32_t size, struct batch_entry *e)
+encode_sums(const struct record *r, uint8_t *buf, const void *rest, struct batch_entry *e)
 {
 	uint64_t sum;
 
-	put_le64(buf + 24, XXH3_64bits(rest, size - at));
-	sum = XXH3_64bits(buf + 8, at - 8);
+	put_le64(buf + 24, XXH3_64bits(rest, e->len - e->front));
+	sum = XXH3_64bits(buf + 8, e->front - 8);
 	put_le64(buf, sum);
 	e->key_hash = record_key_hash(r->key, r->klen);
-	e->len = size;
-	e->front = at;
 	e->head_sum = (uint32_t)sum;
 }
 
 void
 record_encode(const struct record *r, uint8_t *buf, struct batch_entry *e)
 {
-	uint32_t size, at = encode_front(r, buf, &size);
+	uint8_t *rest = buf + e->front;
 
+	encode_front(r, buf, e);
 	if (r->payload_size)
-		memcpy(buf + at, r->payload, r->payload_size);
-	memset(buf + at + r->payload_size, 0, size - at - r->payload_size);
-	encode_sums(r, buf, at, buf + at, size, e);
+		memcpy(rest, r->payload, r->payload_size);
+	memset(rest + r->payload_size, 0, e->len - e->front - r->payload_size);
+	encode_sums(r, buf, rest, e);
 }
 
-uint32_t
+void
 record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e)
 {
-	uint32_t size, at = encode_front(r, buf, &size);
-
-	assert(size - at == r->payload_size);
-	encode_sums(r, buf, at, r->payload, size, e);
-	return at;
+	assert(e->len - e->front == r->payload_size);
+	encode_front(r, buf, e);
+	encode_sums(r, buf, r->payload, e);
 }
 
 uint32_t
@@ -261,22 +241,12 @@ record_peek_len(const void *buf, size_t size)
 	return len == get_le32(p + 16) ? (uint32_t)len : 0;
 }
 
-/* Return: the end of what was decoded, NULL: a field is there that says nothing, which nobody writes. */
+/* The fields that there are, over what their absence says. Return: their end; NULL: one says the same, which nobody writes. */
 static const uint8_t *
-decode_attributes(const uint8_t *p, struct record *r)
+decode_fields(const uint8_t *p, unsigned present, struct record *r)
 {
-	uint64_t field[NFIELDS];
-	unsigned present = get_le16(p + 58);
+	uint64_t field[NFIELDS] = { r->version, r->size, (uint64_t)r->atime, (uint64_t)r->ctime, (uint64_t)r->expires, r->gid };
 
-	r->mode = get_le16(p + 56);
-	r->uid = get_le32(p + 60);
-	r->mtime = (int64_t)get_le64(p + 64);
-	field[0] = r->seq;
-	field[1] = r->payload_size;
-	field[2] = field[3] = (uint64_t)r->mtime;
-	field[4] = 0;
-	field[5] = r->uid;
-	p += HEAD_ATTR;
 	for (unsigned i = 0; present; i++, present >>= 1) {
 		uint64_t value;
 
@@ -298,6 +268,26 @@ decode_attributes(const uint8_t *p, struct record *r)
 }
 
 static bool
+decode_attributes(const uint8_t *p, struct record *r)
+{
+	unsigned present = get_le16(p + 58);
+	const uint8_t *end = p + HEAD_ATTR;
+
+	r->mode = get_le16(p + 56);
+	r->uid = r->gid = get_le32(p + 60);
+	r->mtime = r->atime = r->ctime = (int64_t)get_le64(p + 64);
+	r->version = r->seq;
+	r->size = r->payload_size;
+	if (present)
+		end = decode_fields(end, present, r);
+	if (end && r->type == REC_EDIT) {
+		r->base_seq = get_le64(end);
+		r->pos = get_le64(end + 8);
+	}
+	return end;
+}
+
+static bool
 decode_head(const uint8_t *p, uint32_t head, struct record *r)
 {
 	memset(r, 0, sizeof(*r));
@@ -310,22 +300,14 @@ decode_head(const uint8_t *p, uint32_t head, struct record *r)
 	r->klen = get_le16(p + 48);
 	r->xattr_size = get_le16(p + 50);
 	r->first_seg = get_le32(p + 52);
-	if (r->type == REC_DATA)
-		r->pos = get_le64(p + 56);
-	if (has_attributes(r->type)) {
-		const uint8_t *end = decode_attributes(p, r);
-
-		if (!end)
-			return false;
-		if (r->type == REC_EDIT) {
-			r->base_seq = get_le64(end);
-			r->pos = get_le64(end + 8);
-		}
-	}
 	if (r->klen)
 		r->key = (const char *)p + head;
 	if (r->xattr_size)
 		r->xattrs = p + head + r->klen;
+	if (has_attributes(r->type))
+		return decode_attributes(p, r);
+	if (r->type == REC_DATA)
+		r->pos = get_le64(p + 56);
 	return true;
 }
 
