@@ -626,6 +626,29 @@ a_forged_checkpoint_is_not_used(void **state)
 	disk_destroy(d);
 }
 
+/* Keys in a segment behind the log's end cannot be read; writing them again must not take more from the accounts than was in. */
+static void
+keys_in_no_segment_do_not_upset_the_accounts(void **state)
+{
+	struct disk *d = small_store(true);
+	struct store_stats st;
+	struct sl sl;
+
+	(void)state;
+	forge_checkpoint(d, 0, 32, 40);
+	open_fresh(&sl, d);
+	assert_int_equal(sl_open(&sl), 0);
+	for (unsigned i = 0; i < NKEYS; i++)
+		assert_int_equal(look(&sl, i, false, "no segment"), i == 2 ? SEEN_ABSENT : SEEN_EIO);
+	assert_int_equal(live_check(to_ls(sl.st)), -ENOENT);
+	for (unsigned i = 0; i < NKEYS; i++)
+		assert_int_equal(sl_put(&sl, keys[i], "again", 5), 0);
+	assert_true(live_check(to_ls(sl.st)) != -EINVAL);
+	store_get_stats(sl.st, &st);
+	assert_in_range(st.live_bytes, 1, 2 * BIG);
+	sl_destroy(&sl);
+}
+
 /* Names that could make tables of any size, or counters run over. */
 static void
 absurd_segment_names_are_refused(void **state)
@@ -756,6 +779,7 @@ main(void)
 		cmocka_unit_test(a_lost_superblock_is_refused_not_made_anew),
 		cmocka_unit_test(a_bad_checkpoint_costs_time_only),
 		cmocka_unit_test(a_forged_checkpoint_is_not_used),
+		cmocka_unit_test(keys_in_no_segment_do_not_upset_the_accounts),
 		cmocka_unit_test(absurd_segment_names_are_refused),
 		cmocka_unit_test(foreign_files_are_left_alone),
 		cmocka_unit_test(things_that_are_no_files_are_refused),

@@ -47,7 +47,8 @@ struct worker {
 	struct index_loader *loader;
 	uint8_t *buf;
 	size_t cap;
-	int64_t *live; /* by segment id */
+	int64_t *live;    /* by segment id */
+	uint64_t beyond;  /* live bytes in segments that there cannot be */
 	uint64_t missing, keys;
 	struct index_entry **mortal; /* entries with a deadline */
 	size_t nmortal, mortal_cap;
@@ -309,8 +310,12 @@ load_item(struct worker *w, const struct item *it)
 	e->first_seg = get_le32(p + 40);
 	e->owner = w->owner;
 	note_segment(w, seg);
-	if (!(it->flags & INDEX_F_LARGE) && seg < s->nsegs_known)
-		w->live[seg] += (int64_t)index_reclen(e);
+	if (!(it->flags & INDEX_F_LARGE)) {
+		if (seg < s->nsegs_known)
+			w->live[seg] += (int64_t)index_reclen(e);
+		else
+			w->beyond += index_reclen(e);
+	}
 	w->keys++;
 	return it->extra ? load_extra(w, it, e) : 0;
 }
@@ -435,6 +440,7 @@ gather(struct load *ld, struct worker *w, unsigned n, uint64_t *missing)
 	for (unsigned i = 0; i < n; i++) {
 		for (uint32_t seg = 0; seg < s->nsegs_known; seg++)
 			live_add(s, seg, w[i].live[seg]);
+		s->live += w[i].beyond;
 		for (size_t k = 0; k < w[i].nmortal && !err; k++)
 			err = index_expiry_update(s->ix, w[i].mortal[k]);
 		s->keys += w[i].keys;

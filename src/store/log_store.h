@@ -535,7 +535,10 @@ uint32_t tombstone_last(const struct record *r, uint32_t own);
 bool tomb_needed(struct log_store *s, uint32_t first, uint32_t last);
 /** After segments went or are to be compacted: forget groups that nobody needs, and those in `gone_seg` (0: none). */
 void tomb_review(struct log_store *s, uint32_t gone_seg);
-/** Recompute all accounts from the index and compare (tests). 0 or -EINVAL. */
+/**
+ * Recompute all accounts from the index and compare (tests). 0, -EINVAL, or -ENOENT: they agree, but speak of segments behind the
+ * end of the log, as only forged files do.
+ */
 int live_check(struct log_store *s);
 
 /* ---- the store ---- */

@@ -206,16 +206,17 @@ replay_put(struct recovery *rc, const struct log_scan *sc)
 	return slot_install(rc, &sl, &st, true);
 }
 
-/* Put the payload's extents into a value. 0, -ENOMEM, -EIO: no sane list. */
+/* Put the payload's extents, which were written before it, into a value. 0, -ENOMEM, -EIO: no sane list. */
 static int
-put_extents(const struct record *r, struct value *v, void (*gone)(void *arg, const struct extent *e), void *arg,
+put_extents(const struct log_scan *sc, struct value *v, void (*gone)(void *arg, const struct extent *e), void *arg,
 	    struct log_store *s)
 {
+	const struct record *r = &sc->rec;
 	struct extent e;
 	int err = 0;
 
 	for (unsigned i = 0; !err && !record_extents_decode(r->payload, r->payload_size, i, &e); i++) {
-		if (!e.seg || !e.len || e.len > VALUE_CHUNK || e.pos > VALUE_LIMIT)
+		if (!e.seg || e.seg > sc->place.seg || !e.len || e.len > VALUE_CHUNK || e.pos > VALUE_LIMIT)
 			return -EIO;
 		err = value_put(v, &e, gone, arg);
 		if (!err && s)
@@ -238,7 +239,7 @@ replay_ext(struct recovery *rc, const struct log_scan *sc)
 	state_from_record(r, &sc->place, &sl.old, &st);
 	state_placed(&st, &sc->place, false);
 	st.value = value_new();
-	err = st.value ? put_extents(r, st.value, NULL, NULL, NULL) : -ENOMEM;
+	err = st.value ? put_extents(sc, st.value, NULL, NULL, NULL) : -ENOMEM;
 	if (!err && value_size(st.value) > r->size)
 		err = -EIO;
 	if (!err)
@@ -281,7 +282,7 @@ replay_edit(struct recovery *rc, const struct log_scan *sc)
 	if (r->flags & REC_F_TRUNCATE)
 		err = value_truncate(v, r->pos, gone_live, rc->s);
 	if (!err)
-		err = put_extents(r, v, gone_live, rc->s, rc->s);
+		err = put_extents(sc, v, gone_live, rc->s, rc->s);
 	if (!err)
 		err = value_truncate(v, r->size, gone_live, rc->s);
 	rc->s->value_extents += value_extents(v);
@@ -340,7 +341,7 @@ replay_move(struct recovery *rc, const struct log_scan *sc)
 	rc->s->value_extents -= value_extents(sl.old.value);
 	for (unsigned i = 0; !record_extents_decode(r->payload, r->payload_size, i, &from) &&
 	     !record_extents_decode(r->payload, r->payload_size, i + 1, &to); i += 2) {
-		if (!to.seg || !to.len || from.len != to.len || from.pos != to.pos || from.pos > VALUE_LIMIT)
+		if (!to.seg || to.seg > sc->place.seg || !to.len || from.len != to.len || from.pos != to.pos || from.pos > VALUE_LIMIT)
 			continue;
 		one = replay_move_one(rc, sl.old.value, &from, &to);
 		if (one < 0)

@@ -617,16 +617,18 @@ struct check_arg {
 	int64_t *live;
 	uint32_t cap;
 	uint64_t total;
-	bool bad;
+	bool bad, beyond;
 };
 
 static void
 check_add(struct check_arg *ca, uint32_t seg, int64_t bytes)
 {
+	if (!seg)
+		return; /* nothing counts them */
 	if (seg < ca->cap)
 		ca->live[seg] += bytes;
 	else
-		ca->bad = true;
+		ca->beyond = true;
 	ca->total += (uint64_t)bytes;
 }
 
@@ -684,5 +686,5 @@ live_check(struct log_store *s)
 out:
 	free(ca.live);
 	free(info);
-	return ca.bad ? -EINVAL : 0;
+	return ca.bad ? -EINVAL : ca.beyond ? -ENOENT : 0;
 }
