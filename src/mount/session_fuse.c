@@ -40,6 +40,7 @@ worker_handle(struct worker *w, void *mem, size_t size)
 	counter_inc(&w->requests[in->opcode < 64 ? in->opcode : 0]);
 	if (atomic_load(&w->s->ending))
 		atomic_store(&w->s->last_ns, session_now_ns());
+	w->callers[w->ncallers++ % CROWD_LOOK] = in->pid;
 	w->handling = in;
 	fuse_session_process_buf(w->s->fuse, &buf);
 	w->handling = NULL;

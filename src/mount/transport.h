@@ -44,6 +44,8 @@ struct barrier_link {
 
 struct uring_worker; /* transport_uring.c */
 
+#define CROWD_LOOK 8u /* requests */
+
 #define WORKER_BUF_ALIGN 4096u /* bytes */
 
 struct worker {
@@ -68,6 +70,13 @@ struct worker {
 	/* Adaptive polling: see transport_dev.c */
 	int spin_credit;
 	bool worked; /* since it last found nothing to do */
+
+	/* Gathering: see transport_uring.c */
+	uint32_t callers[CROWD_LOOK]; /* pids of the last requests */
+	unsigned ncallers;            /* requests ever */
+	unsigned gather_seen;         /* of them, when `crowded` was found out */
+	uint64_t gather_ns;           /* then */
+	bool crowded;
 
 	/* Barriers: those of this worker in order, and the questions of others. */
 	uint64_t epoch;
