@@ -603,7 +603,8 @@ warm_up(struct log *lg)
 }
 
 /*
- * A large value should be on the disk soon after its last byte has come: the disk begins while the rest is still being copied.
+ * If it is time: a large value should be on the disk soon after its last byte has come, so the disk begins while the rest is
+ * still being copied.
  * service_lock held, as above.
  */
 static void
@@ -615,6 +616,10 @@ push_out(struct log *lg)
 	int fd;
 
 	pthread_mutex_lock(&lg->lock);
+	if (!push_due_locked(lg)) { /* a flush may just have ended */
+		pthread_mutex_unlock(&lg->lock);
+		return;
+	}
 	from = log_pos_make(lg->written_pos.seg, push_from_locked(lg));
 	len = round_down(lg->written_pos.off, ROOM_UNIT) - from.off; /* the last page may not be full yet */
 	lg->pushed = log_pos_make(from.seg, from.off + len);
@@ -657,8 +662,7 @@ service_locked(struct log *lg)
 		r = r ? r : e;
 	}
 	log_map_ahead(lg);
-	if (service_needs(lg, &ahead, &trim) & SERVICE_PUSH)
-		push_out(lg);
+	push_out(lg);
 	return r;
 }
 
