@@ -29,7 +29,7 @@ static const struct {
 	double extent;            /* log, B: an extent in a list; kvfs-format(5) */
 	double directory;         /* log, B: a record's entry in its batch's directory; kvfs-format(5) */
 	double batch;             /* log, B: header and trailer of a batch; kvfs-format(5) */
-	double sectors;           /* disk, B: of a durable batch beyond its own: shared sectors, file system; scripts/bench bytes- */
+	double sectors;           /* disk, B: of a durable batch beyond its own: the sectors it shares; scripts/bench bytes- */
 	double zeros_below;       /* B: for durable batches below this mean the log is written twice, first as zeros; segment.c */
 	double checkpoint_entry;  /* disk, B: a key in a checkpoint, without its name; checkpoint.c */
 	double load_keys;         /* keys/s: loading a checkpoint; kvbench start, after clean, page cache dropped */
@@ -50,7 +50,7 @@ static const struct {
 	.extent = 32,
 	.directory = 16,
 	.batch = 120,
-	.sectors = 960,
+	.sectors = 512,
 	.zeros_below = 32768,
 	.checkpoint_entry = 56,
 	.load_keys = 4e6,
