@@ -25,7 +25,7 @@ take_next(struct log *lg, struct segment *s, uint64_t off, size_t size)
 	struct mapped old = m->now;
 
 	pthread_mutex_lock(&lg->lock);
-	if (m->next.len && m->next_seg == s->id && off >= m->next.off && off + size <= m->next.off + m->next.len) {
+	if (m->next_seg == s->id && mapped_has(&m->next, off, size)) {
 		m->now = m->next;
 		m->next = (struct mapped){ 0 };
 		lg->counters.windows_ahead++;
