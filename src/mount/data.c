@@ -295,10 +295,10 @@ flush_replacement(struct rq *r)
 	h->dying = false;
 	if (!flush_counts(h, r->pid)) {
 		candidate_begin(h);
-		h->dying = proc_killed(r->pid);
+		h->dying = r->flag;
 		return rq_err(r, 0);
 	}
-	if (proc_killed(r->pid)) {
+	if (r->flag) {
 		r->m->counters.killed++;
 		handle_cancel(h);
 		return rq_err(r, 0);
@@ -337,6 +337,7 @@ op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	r->nodeid = ino;
 	r->h = (struct handle *)(uintptr_t)fi->fh;
 	r->version = fi->lock_owner;
+	r->flag = r->h->kind == H_REPL && proc_killed(r->pid); /* asked before the lock is taken: two system calls */
 	rq_run(r);
 }
 

