@@ -419,6 +419,7 @@ edit_draft_get(struct rq *r, struct key *k)
 	r->snap_asked = false;
 	if (k->edit)
 		return RQ_DONE;
+	key_pin(m, k);
 	if (!answered && x && x->snap && x->snap_version >= k->committed) {
 		base = x->snap->snap;
 	} else if (!answered) { /* truncate(2) without a handle: base it on the committed value */

@@ -112,6 +112,7 @@ render_stats(struct kvfs_mount *m, struct text *t)
 	char why[256] = "";
 
 	store_get_stats(m->store, &s);
+	s.gets += m->counters.known;
 	add_store(t, ctl_count_keys(m, &s), &s);
 	add(t, "health %s\n", health[store_get_health(m->store, why, sizeof why)]);
 	add(t, "kernel_nodes %" PRIu64 "\nopen_handles %" PRIu64 "\n", m->nodes.count, m->nhandles);

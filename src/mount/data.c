@@ -66,10 +66,10 @@ read_step(struct rq *r)
 		r->draft = mdraft_ref(k->edit);
 	else if (h->direct && k->edit_node && k->edit_node->snap)
 		r->snap = msnap_ref(k->edit_node->snap);
-	else if (n->snap)
+	else if (n->snap || (n == k->latest && (r->err = node_pin(m, n)) == 0))
 		r->snap = msnap_ref(n->snap);
 	else
-		return rq_err(r, -EIO);
+		return rq_err(r, r->err ? r->err : -EIO);
 	if (r->draft)
 		r->err = store_draft_read(m->store, r->draft->draft, r->off, r->buf, r->size, &r->got, rq_store(r, 1));
 	else

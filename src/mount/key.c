@@ -189,6 +189,8 @@ node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 
 	if (from == to)
 		return;
+	if (from->latest == n)
+		key_pin(m, from);
 	list_del(&n->of_key);
 	list_add_tail(&to->nodes, &n->of_key);
 	n->key = key_ref(to);
@@ -429,6 +431,8 @@ node_settle(struct kvfs_mount *m, struct node *n)
 	lhash_remove(&m->nodes, &n->by_id);
 	if (k->cur == n)
 		k->cur = NULL;
+	if (k->latest == n)
+		k->latest = NULL;
 	if (k->edit_node == n)
 		k->edit_node = NULL;
 	free(n);
@@ -488,6 +492,48 @@ node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struc
 	n->version = attr->version;
 }
 
+void
+node_set_latest(struct kvfs_mount *m, struct node *n, const struct store_attr *attr)
+{
+	struct key *k = n->key;
+
+	if (k->latest == n || !store_is_local(m->store) || k->sharing || k->exclusive || k->edit || k->edit_node || attr->expires)
+		return;
+	key_pin(m, k);
+	k->latest = n;
+}
+
+int
+node_pin(struct kvfs_mount *m, struct node *n)
+{
+	struct store_key name = key_name(n->key);
+	struct store_attr attr = {.lease_ns = STORE_LEASE_FOREVER};
+	struct store_snap *snap;
+	int e = store_snap_open(m->store, &name, &snap, &attr, NULL);
+
+	if (e)
+		return e;
+	struct msnap *s = attr.version == n->version ? msnap_new(snap) : NULL;
+
+	if (!s) {
+		store_snap_close(m->store, snap);
+		return attr.version == n->version ? -ENOMEM : -EIO;
+	}
+	node_set_snap(m, n, s, &attr);
+	m->counters.known--;
+	return 0;
+}
+
+void
+key_pin(struct kvfs_mount *m, struct key *k)
+{
+	struct node *n = k->latest;
+
+	if (n && n->opens && !n->snap)
+		(void)node_pin(m, n); /* fails: a read finds no snap */
+	k->latest = NULL;
+}
+
 /* ---- turns ---- */
 
 enum rq_result
@@ -495,6 +541,7 @@ turn_share(struct rq *r, struct key *k)
 {
 	if (k->exclusive || k->exclude_waiting)
 		return rq_park(r, &k->turn_waiters);
+	key_pin(r->m, k);
 	k->sharing++;
 	r->turn = key_ref(k);
 	return RQ_DONE;
@@ -527,6 +574,7 @@ turn_exclude(struct rq *r, struct key *k, bool *held)
 		r->queued = NULL;
 		k->exclude_waiting--;
 	}
+	key_pin(r->m, k);
 	k->exclusive = true;
 	*held = true;
 	return RQ_DONE;

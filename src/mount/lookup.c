@@ -105,7 +105,7 @@ lookup_again(struct rq *r, struct key *k, struct move *lost)
 	mv->xattr = lost->xattr;
 	move_end(m, lost);
 	attr_overlay(m, k, n, &r->attr);
-	return entry_reply(r, n, &r->attr, true);
+	return entry_reply(r, n, &r->attr, writer); /* a reader's node is for all */
 }
 
 static enum rq_result

@@ -109,6 +109,11 @@ struct key {
 	uint32_t incarnation; /* of the next node */
 	struct list nodes;    /* node.of_key */
 	struct node *cur;     /* the node that a lookup gives, unless it has become unusable */
+	/*
+	 * A node that shows what is committed, which does not change before somebody takes a turn or edits (key_pin): until
+	 * then it can be opened for reading without asking the store, and such readers need no snap.
+	 */
+	struct node *latest;
 	struct list writers;  /* handle.of_key: REPL handles opened under this name and not yet released */
 	unsigned candidates;  /* REPL handles that were flushed and not published (nothing written, or an heir's): may be closed */
 	unsigned closing;     /* publications at RELEASE under way: opens wait for them */
@@ -153,7 +158,7 @@ struct node {
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
 	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
 	int64_t setattr_until; /* ... until then (monotonic ns); 0: nobody */
-	struct msnap *snap;
+	struct msnap *snap; /* open and NULL: it is key->latest */
 	uint64_t snap_version;  /* of the snap; `version` and `attr` go on with edits that are committed */
 	struct store_attr attr;
 };
@@ -288,6 +293,7 @@ struct rq {
 
 struct mount_counters {
 	uint64_t moves_writer, moves_reader, move_fallbacks, barriers, killed, cancelled, notified;
+	uint64_t known; /* opens for which the store was not asked, not even later (it counts the others) */
 };
 
 #define RQ_WORKERS 64u /* that keep request contexts for the next request */
@@ -399,6 +405,12 @@ bool node_usable(const struct node *n, uint64_t version);
 /** The node for readers and editors of `version`; creates one if need be and makes it k->cur. NULL: no memory. */
 struct node *key_node(struct kvfs_mount *m, struct key *k, uint64_t version);
 void node_set_snap(struct kvfs_mount *m, struct node *n, struct msnap *s, const struct store_attr *attr);
+/** n shows the key's value with `attr`, as the store has just said: make it key->latest if that will hold. */
+void node_set_latest(struct kvfs_mount *m, struct node *n, const struct store_attr *attr);
+/** n is key->latest: open the snap that its readers have done without. Return: 0 or -errno. */
+int node_pin(struct kvfs_mount *m, struct node *n);
+/** The key may change from now on: its readers get their snap. (If there is no memory for that they get EIO later.) */
+void key_pin(struct kvfs_mount *m, struct key *k);
 
 /**
  * A candidate: a replacement that was flushed but never written, so perhaps an empty value whose last close is on its

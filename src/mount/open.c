@@ -209,6 +209,7 @@ open_granted(struct rq *r, struct node *n, bool edit)
 	}
 	n->opens++;
 	if (edit) {
+		key_pin(m, k);
 		k->editors++;
 		k->edit_node = n;
 		k->cur = n;
@@ -233,6 +234,32 @@ open_granted(struct rq *r, struct node *n, bool edit)
 	return open_reply(r, h, keep);
 }
 
+/* A reader of a key that has not changed since the store was asked, and cannot without this being told (key_pin). */
+static bool
+is_known(const struct rq *r, const struct node *n, enum handle_kind kind)
+{
+	const struct key *k = n->key;
+
+	return n == k->latest && kind == H_READ && !(r->fi.flags & O_TRUNC) && r->state == 0 && k->named && !k->candidates &&
+	       !k->closing && node_usable(n, n->version) && node_size_is(r, n, n->attr.size) && !move_find(r->m, r->pid, NULL);
+}
+
+static enum rq_result
+open_known(struct rq *r, struct node *n)
+{
+	bool keep = n->pages == n->version;
+	struct handle *h = handle_new(r, H_READ, n->key, n);
+
+	if (!h)
+		return rq_err(r, -ENOMEM);
+	n->opens++;
+	if (n->ksize_by == r->pid)
+		n->ksize_by = 0;
+	h->fresh = keep ? 0 : n->version;
+	r->m->counters.known++;
+	return open_reply(r, h, keep);
+}
+
 /* Neither this node nor another try: around the page cache. */
 static enum rq_result
 open_direct(struct rq *r, struct node *n, bool edit)
@@ -252,6 +279,7 @@ open_direct(struct rq *r, struct node *n, bool edit)
 	m->counters.move_fallbacks++;
 	h->direct = true;
 	if (edit) {
+		key_pin(m, k);
 		k->editors++;
 		struct node *x = key_node(m, k, r->attr.version);
 
@@ -309,7 +337,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	bool live = k->edit_node == n && k->editors;
 	bool arrived = mv && mv->node == n && !mv->writer;
 	bool lone = n->lone; /* it has been sent on already */
-	bool fits;
+	bool newest = true, fits;
 
 	n->lone = false;
 
@@ -319,6 +347,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 		store_snap_close(m->store, r->raw_snap);
 		r->raw_snap = NULL;
 		r->attr = n->attr;
+		newest = false;
 	}
 	fits = node_usable(n, r->attr.version) &&
 	       (live || (arrived && n->ksize == (int64_t)r->attr.size) || node_size_is(r, n, r->attr.size));
@@ -332,8 +361,13 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	if (mv)
 		move_end(m, mv);
 	n->opens--;
-	if (fits)
-		return open_granted(r, n, edit);
+	if (fits) {
+		enum rq_result res = open_granted(r, n, edit);
+
+		if (newest && !edit && r->out.kind == REPLY_OPEN)
+			node_set_latest(m, n, &r->attr);
+		return res;
+	}
 	if (lost)
 		move_end(m, lost);
 	return mv || lost || lone ? open_direct(r, n, edit) : open_elsewhere(r, k);
@@ -427,6 +461,8 @@ open_step(struct rq *r)
 
 	if (kind == H_REPL)
 		return open_writer(r, n);
+	if (is_known(r, n, kind))
+		return open_known(r, n);
 	switch (r->state) {
 	case 0:
 		move_sweep(m);

@@ -241,14 +241,6 @@ rq_end(struct rq *r)
 {
 	if (r->req && send_reply(r) == -ENOENT)
 		undo_reply(r);
-	if (r->key || r->key2) {
-		pthread_mutex_lock(&r->m->lock);
-		if (r->key)
-			key_put(r->m, r->key);
-		if (r->key2)
-			key_put(r->m, r->key2);
-		pthread_mutex_unlock(&r->m->lock);
-	}
 	rq_free(r);
 }
 
@@ -260,6 +252,10 @@ rq_run(struct rq *r)
 	pthread_mutex_lock(&m->lock);
 	enum rq_result res = r->step(r);
 
+	if (res == RQ_DONE && r->key)
+		key_put(m, r->key);
+	if (res == RQ_DONE && r->key2)
+		key_put(m, r->key2);
 	pthread_mutex_unlock(&m->lock);
 	if (res == RQ_DONE)
 		rq_end(r);

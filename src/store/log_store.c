@@ -838,6 +838,7 @@ snap_close_op(struct store_snap *snap)
 }
 
 static const struct store_ops log_store_ops = {
+	.local = true,
 	.close = store_close_op,
 	.stat = look_stat,
 	.snap_open = snap_open,

@@ -163,6 +163,11 @@ struct store_events {
 };
 
 struct store_ops {
+	/*
+	 * stat and snap_open answer at once and need no req, and a key changes only by calls of this process and the end of
+	 * its TTL. So what they have said of a key without a TTL holds until the next call that may change it.
+	 */
+	bool local;
 	int (*close)(struct store *s);
 	int (*stat)(struct store *s, const struct store_key *key, struct store_attr *out, struct store_req *req);
 	int (*snap_open)(struct store *s, const struct store_key *key, struct store_snap **snap, struct store_attr *out,
@@ -206,6 +211,12 @@ static inline int
 store_close(struct store *s)
 {
 	return s->ops->close(s);
+}
+
+static inline bool
+store_is_local(const struct store *s)
+{
+	return s->ops->local;
 }
 
 /** Attributes of a key. Return: 0, -ENOENT, -EIO (damaged), STORE_PENDING. */

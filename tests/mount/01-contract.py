@@ -179,6 +179,74 @@ def reader_keeps_its_value_over_a_replacement(m, peer):
 
 
 @case
+def reader_who_has_read_nothing_yet_keeps_its_value(m, peer):
+    """The value that counts is that of the open, whenever it is read first and whatever has happened to the key since."""
+    other = m.key("unread-other")
+
+    def expire(k):
+        peer.setx(k, "user.ttl", "0.3")
+        until(30, lambda: not peer.exists(k), "the key to expire")
+
+    def edit(k):
+        peer.append(k, b"+")
+        fd = peer.os.open(k, os.O_WRONLY | os.O_APPEND)
+        peer.os.write(fd, b"+")
+        peer.os.close(fd)
+    changes = {
+        "replace": lambda k: peer.put(k, b"new"),
+        "replace twice": lambda k: (peer.put(k, b"new"), peer.put(k, b"newer")),
+        "unlink": peer.os.unlink,
+        "unlink and put": lambda k: (peer.os.unlink(k), peer.put(k, b"new")),
+        "rename over it": lambda k: (peer.put(other, b"new"), peer.os.rename(other, k)),
+        "rename away and put": lambda k: (peer.os.rename(k, other), peer.put(k, b"new")),
+        "exchange and put": lambda k: (peer.put(other, b"new"), peer.renameat2(k, other, RENAME_EXCHANGE), peer.put(other, b"newer")),
+        "chmod and replace": lambda k: (peer.os.chmod(k, 0o600), peer.put(k, b"new")),
+        "xattr and replace": lambda k: (peer.setx(k, "user.mark", "1"), peer.put(k, b"new")),
+        "expire": expire,
+        "append": edit,
+        "truncate": lambda k: peer.os.truncate(k, 3),
+    }
+    for number, (what, change) in enumerate(changes.items()):
+        for size, read_before in ((9, False), (9, True), (100000, False)):
+            k = m.key("unread-%d-%d-%d" % (number, size, read_before))
+            old = b"old-value" if size == 9 else os.urandom(size)
+            put(k, old)
+            want = {"append": old + b"++", "truncate": old[:3]}.get(what, old)
+            for _ in range(2):  # what is known of the key since the first does for the ones after it
+                equal(get(k), old)
+            fds = [os.open(k, os.O_RDONLY) for _ in range(3)]
+            if read_before:
+                os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
+                equal(os.pread(fds[1], 4, 0), old[:4], "before: %s" % what)
+            os.close(fds.pop())
+            os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
+            change(k)
+            for fd in fds:
+                equal(os.pread(fd, size + 10, 0), want, "after: %s" % what)
+                os.close(fd)
+
+
+@case
+def reader_who_has_read_nothing_yet_keeps_what_expires(m, peer):
+    for ttl in (0.5, 2, 8, 20):
+        k = m.key("unread-ttl-%g" % ttl)
+        put(k, b"mortal")
+        setx(k, "user.ttl", "%g" % ttl)
+        try:
+            for _ in range(2):
+                equal(get(k), b"mortal")
+            fds = [os.open(k, os.O_RDONLY) for _ in range(2)]
+            os.posix_fadvise(fds[0], 0, 0, os.POSIX_FADV_DONTNEED)
+            break
+        except FileNotFoundError:  # a slow machine
+            continue
+    until(60, lambda: not peer.exists(k), "the key to expire")
+    for fd in fds:
+        equal(os.pread(fd, 10, 0), b"mortal", "after the end of its TTL")
+        os.close(fd)
+
+
+@case
 def rdwr_trunc_is_private_and_reads_its_own_writes(m, peer):
     k = m.key("rdwr-trunc")
     put(k, b"before")
