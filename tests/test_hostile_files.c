@@ -626,6 +626,40 @@ a_forged_checkpoint_is_not_used(void **state)
 	disk_destroy(d);
 }
 
+/* An entry speaks of more xattrs than its record has: compaction copies what there is, nothing from behind it. */
+static void
+compaction_copies_no_more_xattrs_than_there_are(void **state)
+{
+	struct store_commit c = { .set = STORE_SET_XATTRS, .xattrs = "xattrs", .xattr_size = 6 };
+	struct disk *d = simdisk_new(), *copy;
+	struct store_stats st = { 0 };
+	char buf[STORE_XATTR_MAX];
+	uint32_t size = 0;
+	struct sl sl;
+
+	(void)state;
+	open_fresh(&sl, d);
+	assert_int_equal(sl_open(&sl), 0);
+	assert_int_equal(sl_put_with(&sl, "one", "value one", 9, &c), 0);
+	assert_int_equal(sl_close(&sl), 0);
+	copy = simdisk_copy(d);
+	sl_destroy(&sl);
+	forge_checkpoint(copy, INDEX_F_EXTRA, ENTRY_FIXED + 32, STORE_XATTR_MAX);
+	open_fresh(&sl, copy);
+	assert_int_equal(sl_open(&sl), 0);
+	for (unsigned i = 0; i < 100 && !st.compacted_bytes; i++) {
+		assert_int_equal(sl_put(&sl, "big", big_now, BIG), 0);
+		assert_int_equal(sl_background(&sl, LOG_TASK_COMPACT), 0);
+		store_get_stats(sl.st, &st);
+	}
+	assert_true(st.compacted_bytes > 0);
+	assert_int_equal(look(&sl, 0, false, "copied"), SEEN_RIGHT);
+	assert_int_equal(sl_xattrs(&sl, "one", buf, sizeof(buf), &size), 0);
+	assert_int_equal(size, 6);
+	assert_memory_equal(buf, "xattrs", 6);
+	sl_destroy(&sl);
+}
+
 /* Keys in a segment behind the log's end cannot be read; writing them again must not take more from the accounts than was in. */
 static void
 keys_in_no_segment_do_not_upset_the_accounts(void **state)
@@ -779,6 +813,7 @@ main(void)
 		cmocka_unit_test(a_lost_superblock_is_refused_not_made_anew),
 		cmocka_unit_test(a_bad_checkpoint_costs_time_only),
 		cmocka_unit_test(a_forged_checkpoint_is_not_used),
+		cmocka_unit_test(compaction_copies_no_more_xattrs_than_there_are),
 		cmocka_unit_test(keys_in_no_segment_do_not_upset_the_accounts),
 		cmocka_unit_test(absurd_segment_names_are_refused),
 		cmocka_unit_test(foreign_files_are_left_alone),

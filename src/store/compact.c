@@ -129,6 +129,7 @@ step_copy(struct op *op)
 	if (!k->base.exists || k->base.value || k->base.seg != sc->place.seg || k->base.off != sc->place.off)
 		return op_end(op, -ECANCELED);
 	k->after = k->base;
+	k->after.xattr_size = sc->rec.xattr_size; /* (a damaged checkpoint may have said something else) */
 	record_from_state(&r, REC_PUT, &k->after, &k->key, sc->rec.xattrs);
 	r.flags = REC_F_COPY;
 	r.payload = sc->rec.payload;
