@@ -169,7 +169,7 @@ mem_store_open(const struct mem_config *cfg, struct store **out)
 		ms->cfg.max_value = UINT64_C(1) << 30;
 	ms->rng = cfg->seed;
 	ms->next_expiry = INT64_MAX;
-	ms->st.next_ino = 16;
+	ms->st.next_ino = cfg->next_ino ? cfg->next_ino : 16;
 	ms->buckets = must(calloc((size_t)1 << BUCKET_BITS, sizeof(struct node *)));
 	pthread_mutex_init(&ms->lock, NULL);
 	pthread_condattr_init(&attr);

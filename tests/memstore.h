@@ -29,6 +29,7 @@ struct mem_config {
 	int64_t (*clock)(void *arg); /* CLOCK_REALTIME ns; NULL: the real one */
 	void *clock_arg;
 	struct store_events events;
+	uint64_t next_ino;     /* the first inode number that is given; 0: 16 */
 	bool manual; /* no thread (then delay_us and foreign_us must be 0); mem_store_tick() reports what has expired */
 };
 

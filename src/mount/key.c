@@ -182,6 +182,17 @@ key_rename(struct kvfs_mount *m, struct key *k, const char *name, uint32_t len)
 	return 0;
 }
 
+int
+key_number(struct kvfs_mount *m, struct key *k)
+{
+	uint64_t ino = k->ino ? k->ino : store_new_ino(m->store);
+
+	if (ino >> INO_BITS)
+		return -ENOSPC;
+	k->ino = ino;
+	return 0;
+}
+
 static void
 node_rehome(struct kvfs_mount *m, struct node *n, struct key *to)
 {

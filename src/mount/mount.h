@@ -384,6 +384,8 @@ struct key *key_get(struct kvfs_mount *m, const char *name, uint32_t len);
 struct key *key_ref(struct key *k);
 void key_put(struct kvfs_mount *m, struct key *k);
 struct store_key key_name(const struct key *k);
+/** Give the key an inode number if it has none. Return: 0, -ENOSPC: the kernel can be told no more of them. */
+int key_number(struct kvfs_mount *m, struct key *k);
 /** The key lost its name; pending replacements of others move on to a new key of that name, which is returned (or NULL). */
 struct key *key_detach(struct kvfs_mount *m, struct key *k);
 /** Give a (nameless) key a new name. 0 or -ENOMEM. */

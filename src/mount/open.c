@@ -614,8 +614,10 @@ create_writer(struct rq *r, struct key *k)
 		k->ino = r->attr.ino;
 		k->created = r->attr;
 	} else {
-		if (!k->ino)
-			k->ino = store_new_ino(m->store);
+		int e = key_number(m, k);
+
+		if (e)
+			return rq_err(r, e);
 		if (!writers_pending(k)) { /* else: what was set on it applies to all that are pending */
 			attr_defaults(r, &k->created, r->mode);
 			free(k->created_xattrs);
@@ -648,12 +650,12 @@ create_edit_commit(struct rq *r, struct key *k)
 	struct kvfs_mount *m = r->m;
 	struct store_commit *c = &r->commit;
 	struct store_draft *d;
-	int e = store_draft_new(m->store, NULL, &d);
+	int e = key_number(m, k);
 
+	if (!e)
+		e = store_draft_new(m->store, NULL, &d);
 	if (e)
 		return rq_err(r, e);
-	if (!k->ino)
-		k->ino = store_new_ino(m->store);
 	*c = (struct store_commit){
 		.key = key_name(k),
 		.kind = STORE_REPLACE,

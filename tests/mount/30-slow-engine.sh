@@ -93,6 +93,33 @@ case_cut_off_while_values_are_under_way()
 	wait $closers || :
 }
 
+# The numbers of keys end at 2^40 (254 days of 50,000 new keys a second): refused, and what there is stays.
+case_inode_numbers_end()
+{
+	rm -rf "${D:?}" # what the cases before have left there says where the numbers go on
+	KVFS_MEM=delay_us=0,lease_ms=0,next_ino=$(((1 << 40) - 2)) kv_mount || fail "no mount"
+	echo 1 > "$M/last-but-one" || fail "the last but one"
+	echo 2 >> "$M/last" || fail "the last"
+	python3 - "$M" << 'END' 2> "$T/msg" || fail "a key without a number: $(tail -n 1 "$T/msg")"
+import errno, os, sys
+for flags in (os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_APPEND):
+    for _ in range(2):
+        try:
+            os.open(sys.argv[1] + "/none", flags, 0o644)
+            sys.exit("open: taken")
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+END
+	[ ! -e "$M/none" ] || fail "it is there"
+	equal "$(cat "$M/last-but-one" "$M/last" | tr '\n' ' ')" "1 2 " "what was there before"
+	echo 3 > "$M/last" || fail "an overwrite"
+	equal "$(cat "$M/last")" 3 "overwritten"
+	rm "$M/last" || fail "rm"
+	kv_umount || fail "kvfs-mem ended with $?"
+	rm -rf "${D:?}"
+}
+
 case_own_keys_beside_a_foreign_writer()
 {
 	local i

@@ -11,6 +11,7 @@
  *   uncertain=1/N  so many commits, removes and renames answer STORE_UNCERTAIN (none)
  *   foreign=1      somebody else writes the keys foreign-0 … foreign-3 (see memstore.h)
  *   lease_ms=N     how long the kernel may cache what it is told (100; 0: for ever)
+ *   next_ino=N     the first inode number that is given
  *   seed=N
  * also from the environment (KVFS_MEM="delay_us=500,foreign=1"), for test scripts that run whatever $KVFS names.
  */
@@ -46,7 +47,7 @@ struct app {
 static int
 take_option(struct mem_config *mem, const char *opt)
 {
-	static const char *const names[] = { "delay_us=", "uncertain=1/", "foreign=", "lease_ms=", "seed=" };
+	static const char *const names[] = { "delay_us=", "uncertain=1/", "foreign=", "lease_ms=", "next_ino=", "seed=" };
 	unsigned long long v;
 	size_t i, n = sizeof(names) / sizeof(names[0]);
 	char *end;
@@ -73,6 +74,9 @@ take_option(struct mem_config *mem, const char *opt)
 		break;
 	case 3:
 		mem->lease_ns = v * 1000000;
+		break;
+	case 4:
+		mem->next_ino = v;
 		break;
 	default:
 		mem->seed = v;
