@@ -300,8 +300,8 @@ __wrap_record_decode(const void *buf, size_t size, struct record *out, struct lo
 	len = record_peek_len(buf, size);
 	if (!len || len > size)
 		return r;
-	at = p[15] * 8u + get_le16(p + 48) + get_le16(p + 50);
-	put_le64(p + 24, XXH3_64bits(p + at, len - at));
+	at = record_peek_front(buf, size);
+	put_le64(p + 16, XXH3_64bits(p + at, len - at));
 	put_le64(p, XXH3_64bits(p + 8, at - 8));
 	return __real_record_decode(buf, size, out, place, verify);
 }
@@ -332,13 +332,9 @@ __wrap_batch_header_decode(const uint8_t *buf, uint32_t seg, uint64_t off, uint6
 		return 0;
 	}
 	if (r)
-		r = __real_batch_header_decode(buf, get_le32(buf + 32), get_le64(buf + 40), seed, h);
-	if (r)
 		return r;
 	real = *h;
 	forged = true;
-	h->seg = seg;
-	h->off = off;
 	h->number = last.number + 1;
 	h->prev_sum = last.sum;
 	h->epoch = h->epoch > last.epoch ? h->epoch : last.epoch;

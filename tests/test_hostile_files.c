@@ -498,11 +498,11 @@ other_versions_are_refused(void **state)
 		copy_file(d, SEG1, c, SEG1);
 	}
 	assert_int_equal(simdisk_peek(c, "kvfs.store", 0, head, 64), 0);
-	for (uint32_t version = 1; version <= 3; version += 2) {
+	for (uint32_t version = LOG_FORMAT_VERSION - 1; version <= LOG_FORMAT_VERSION + 1; version += 2) {
 		put_le32(head + 16, version);
 		put_le64(head, XXH3_64bits(head + 8, 56));
 		assert_int_equal(simdisk_poke(c, "kvfs.store", 0, head, 64), 0);
-		refused_saying(c, version == 1 ? "dump it with the kvfsctl it was written with, load that with this one" :
+		refused_saying(c, version < LOG_FORMAT_VERSION ? "dump it with the kvfsctl it was written with, load that with this one" :
 			       "use a newer kvfs");
 	}
 	disk_destroy(c);

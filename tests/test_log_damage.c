@@ -19,13 +19,13 @@ small_log(unsigned *records)
 	for (uint64_t i = 1; i <= SMALL_APPENDS; i++) {
 		struct put p = { .a = { .io = e.io, .need = LOG_DURABLE } };
 
-		assert_int_equal(put_append(e.lg, &p, i, 1 + i % 3, 200, false), 0);
+		assert_int_equal(put_append(e.lg, &p, i, 1 + i % 3, 220, false), 0);
 		*records += 1 + i % 3;
 		if (i % 4 == 3) {
 			struct put q = { .a = { .io = e.io, .need = LOG_DURABLE } };
 
 			i++; /* two appends in one batch */
-			assert_int_equal(put_append(e.lg, &q, i, 1 + i % 3, 200, false), 0);
+			assert_int_equal(put_append(e.lg, &q, i, 1 + i % 3, 220, false), 0);
 			*records += 1 + i % 3;
 			env_pump(&e);
 			continue;
@@ -85,14 +85,20 @@ describe(struct env *e, unsigned records)
 	struct damage dm = { .records = records, .tail = log_tail(e->lg) };
 	char name[32];
 	uint8_t buf[BATCH_HEADER_SIZE];
+	unsigned padded = 0;
 	struct batch_header h;
 
-	seg_name(name, sizeof(name), dm.tail.seg);
-	for (uint64_t off = 0; off + BATCH_HEADER_SIZE <= dm.tail.off; off += 8) {
-		assert_int_equal(simdisk_peek(e->d, name, off, buf, sizeof(buf)), 0);
-		if (!batch_header_decode(buf, dm.tail.seg, off, log_seed(uuid), &h))
+	for (uint32_t seg = 1; seg <= dm.tail.seg; seg++) {
+		seg_name(name, sizeof(name), seg);
+		for (uint64_t off = 0; !simdisk_peek(e->d, name, off, buf, sizeof(buf)); off += 8) {
+			if (batch_header_decode(buf, seg, off, log_seed(uuid), &h))
+				continue;
 			dm.durable = h.durable;
+			padded += h.pad != 0;
+		}
 	}
+	assert_true(padded); /* so bytes of the padding are hit, too */
+	assert_int_equal(dm.durable.seg, dm.tail.seg); /* a flip in a segment's header behind it would be a gap with all there */
 	return dm;
 }
 

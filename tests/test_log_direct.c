@@ -113,6 +113,39 @@ a_durable_batch_is_one_write_of_its_sectors(void **state)
 	env_free(&e);
 }
 
+/* Where a durable batch nearly fills a sector it takes the rest as well, at most half its size: the next has one of its own. */
+static void
+a_batch_fills_the_sector_that_it_nearly_fills(void **state)
+{
+	struct env e = env_new(true, 64 << 10);
+	unsigned padded = 0, plain = 0;
+	uint32_t open = 0;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 400; i++) {
+		uint64_t direct = counters(&e).direct;
+		struct put p = put_one(&e, i, i % 5 ? LOG_DURABLE : LOG_WRITTEN);
+		const struct log_place *last = &p.place[p.n - 1];
+		uint64_t begin = p.place[0].off - BATCH_HEADER_SIZE, pad;
+		uint64_t end = last->off + last->len + (uint64_t)p.n * BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE, rest = -end % 512;
+		struct log_pos tail = log_tail(e.lg);
+
+		assert_int_equal(tail.seg, last->seg);
+		pad = rest <= 128 && rest <= (end - begin) / 2 ? rest : 0;
+		if (counters(&e).direct == direct || open != tail.seg || end + pad > e.cfg.segment_size)
+			pad = 0;
+		if (counters(&e).direct != direct)
+			open = tail.seg; /* the first one in a segment opens it, for the next */
+		assert_int_equal(tail.off, end + pad);
+		padded += pad != 0;
+		plain += !pad;
+	}
+	assert_true(padded > 50 && plain > 100 && log_tail(e.lg).seg > 1);
+	env_expect_all(&e, 400);
+	env_free(&e);
+}
+
 /* What the page cache was given in between, and what was there before a restart, stays as it is. */
 static void
 the_sector_before_is_kept(void **state)
@@ -301,6 +334,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_durable_batch_is_one_write_of_its_sectors),
+		cmocka_unit_test(a_batch_fills_the_sector_that_it_nearly_fills),
 		cmocka_unit_test(the_sector_before_is_kept),
 		cmocka_unit_test(large_batches_go_through_the_cache),
 		cmocka_unit_test(a_refused_write_goes_through_the_cache),

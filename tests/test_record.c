@@ -110,21 +110,21 @@ every_type_comes_back_as_it_was(void **state)
 static void
 layout_is_fixed(void **state)
 {
-	static const uint8_t want[72] = {
-		[8] = 'K', 'V', 'R', '2', REC_DEL, 0, REC_F_EXPIRED, 7, 64, 0, 0, 0, 0, 0, 0, 0,
-		[32] = 5, [40] = 9, [48] = 3, 0, 0, 0, 1, 0, 0, 0, 'a', 'b', 'c',
+	static const uint8_t want[56] = {
+		[8] = 'K', 'R', REC_DEL | REC_F_EXPIRED << 4, 0, 0, 0, 0, 0,
+		[24] = 5, [32] = 9, [38] = 3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 'a', 'b', 'c',
 	};
 	struct record r = { .type = REC_DEL, .flags = REC_F_EXPIRED, .seq = 5, .ino = 9, .first_seg = 1,
 			    .key = "abc", .klen = 3 };
 	struct batch_entry e;
-	uint8_t buf[64];
+	uint8_t buf[56];
 
 	(void)state;
 	record_measure(&r, &e);
 	assert_int_equal(e.len, sizeof(buf));
 	record_encode(&r, buf, &e);
-	assert_memory_equal(buf + 8, want + 8, 16);
-	assert_memory_equal(buf + 32, want + 32, 32);
+	assert_memory_equal(buf + 8, want + 8, 8);
+	assert_memory_equal(buf + 24, want + 24, 32);
 }
 
 /* A header has what differs from the default, and no more: by each of the bits in turn and together. */
@@ -151,11 +151,11 @@ attributes_that_say_nothing_take_no_room(void **state)
 			has |= 2;
 		for (unsigned b = 0; b < 6; b++)
 			n += has >> b & 1;
-		n = 72 + 8 * n + (r.type == REC_EDIT ? 16 : 0);
+		n = 60 + 8 * n + (r.type == REC_EDIT ? 16 : 0);
 		encode(&r, buf, &e);
 		assert_int_equal(e.front, n + 1);
-		assert_int_equal(buf[15] * 8, n);
-		assert_int_equal(buf[58], has);
+		assert_int_equal(record_peek_front(buf, sizeof(buf)), n + 1);
+		assert_int_equal(buf[11], has);
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
 		assert_int_equal(d.version, r.version);
 		assert_int_equal(d.size, r.size);
@@ -167,32 +167,43 @@ attributes_that_say_nothing_take_no_room(void **state)
 	}
 }
 
-/* Good checksums do not help a header that says something else about its size than its fields do. */
+/* Good checksums do not help a header that nobody writes. */
 static void
-headers_that_contradict_themselves_are_refused(void **state)
+headers_that_nobody_writes_are_refused(void **state)
 {
-	struct record d, r = { .type = REC_EXT, .seq = 1, .version = 1, .key = "k", .klen = 1 };
+	static const struct {
+		uint8_t type, at, xor;
+	} wrong[] = {
+		{ REC_EXT, 11, 64 }, /* a field that nobody knows */
+		{ REC_EXT, 11, 2 },  /* an extended value without its size */
+		{ REC_EXT, 10, REC_EXT ^ 8 }, { REC_EXT, 10, REC_EXT }, /* types that there are not */
+		{ REC_DEL, 11, 1 },  /* fields of what has none */
+		{ REC_DEL, 46, 1 }, { REC_DEL, 47, 1 }, /* the mode of what has none */
+		{ REC_DATA, 46, 1 },
+		{ REC_EXT, 8, 1 }, { REC_EXT, 9, 1 }, /* no record */
+	};
+	struct record d;
 	struct batch_entry e;
 	uint8_t buf[256];
 
 	(void)state;
-	encode(&r, buf, &e);
-	assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
-	assert_int_equal(record_peek_len(buf, 71), 0); /* what fields there are is not known yet */
-	buf[58] |= 64; /* a field that nobody knows */
-	buf[15]++;
+	for (unsigned i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+		struct record r = { .type = wrong[i].type, .seq = 1, .version = 1, .key = "k", .klen = 1 };
+
+		memset(buf, 0, sizeof(buf));
+		encode(&r, buf, &e);
+		assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
+		assert_int_equal(record_peek_len(buf, 47), 0);
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
+		buf[wrong[i].at] ^= wrong[i].xor;
+		put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
+		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
+	}
+	memset(buf + 12, 0xff, 4); /* longer than a record can be */
+	put_le16(buf + 8, RECORD_MAGIC);
+	buf[10] = REC_DEL;
+	put_le16(buf + 44, 0xffff);
 	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	encode(&r, buf, &e);
-	buf[59] = 1;
-	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	encode(&r, buf, &e);
-	buf[58] |= 4; /* one more, in a header of the same size */
-	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	encode(&r, buf, &e);
-	buf[58] &= (uint8_t)~2u; /* an extended value without its size */
-	buf[15]--;
-	assert_int_equal(record_peek_len(buf, sizeof(buf)), 0);
-	assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, false), -EIO);
 }
 
 /* A field that says what its absence would is never written, and not taken. */
@@ -219,15 +230,15 @@ fields_that_say_nothing_are_refused(void **state)
 		with.expires += fields[i].bit == 16;
 		with.gid += fields[i].bit == 32;
 		encode(&with, buf, &e);
-		assert_int_equal(buf[58], fields[i].bit);
+		assert_int_equal(buf[11], fields[i].bit);
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), 0);
-		put_le64(buf + 72, fields[i].dull);
+		put_le64(buf + 60, fields[i].dull);
 		put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
 		assert_int_equal(record_peek_len(buf, sizeof(buf)), e.len);
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), -EIO);
 		if (fields[i].bit != 32)
 			continue;
-		put_le64(buf + 72, UINT64_C(1) << 32); /* no gid */
+		put_le64(buf + 60, UINT64_C(1) << 32); /* no gid */
 		put_le64(buf, XXH3_64bits(buf + 8, e.front - 8));
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, true), -EIO);
 	}
@@ -307,6 +318,86 @@ head_alone_gives_key_and_place_of_the_payload(void **state)
 	assert_same_bytes(d.key, d.klen, key, sizeof(key) - 1);
 }
 
+/* The framing of a batch, with its one record, as it would stand at a place. Return: its size. */
+static size_t
+encode_batch(uint8_t *buf, struct batch_header *h, uint64_t seed)
+{
+	struct record r = { .type = REC_DEL, .seq = 5, .ino = 9, .key = "abc", .klen = 3 };
+	struct batch_entry e;
+
+	encode(&r, buf + BATCH_HEADER_SIZE, &e);
+	h->count = 1;
+	h->body = e.len;
+	batch_entry_encode(buf + BATCH_HEADER_SIZE + e.len, &e);
+	batch_trailer_encode(buf + BATCH_HEADER_SIZE + e.len, h, seed);
+	batch_header_encode(buf, h, seed);
+	return batch_size(h);
+}
+
+/* What a trailer says without its header; -EIO: nothing. */
+static int
+by_trailer(const uint8_t *batch, size_t size, uint32_t seg, uint64_t off, uint64_t seed, struct batch_header *h)
+{
+	uint64_t trailer = off + size - BATCH_TRAILER_SIZE, dir;
+
+	if (!batch_trailer_peek(batch + size - BATCH_TRAILER_SIZE, seg, trailer, seed, &dir))
+		return -EIO;
+	return batch_trailer_decode(batch + (dir - off), seg, dir, trailer, seed, h);
+}
+
+static void
+a_batch_counts_only_where_it_was_written(void **state)
+{
+	const uint64_t seed = log_seed((const uint8_t *)"0123456789abcdef"), other = log_seed((const uint8_t *)"0123456789abcdeF");
+	struct batch_header h, w = { .number = 77, .prev_sum = 88, .seg = 3, .off = 4096, .durable = { .seg = 2, .off = 1 << 20 },
+				     .time = -9, .epoch = 6 };
+	uint8_t buf[256];
+	size_t size = encode_batch(buf, &w, seed), dir = size - BATCH_TRAILER_SIZE - BATCH_ENTRY_SIZE;
+
+	(void)state;
+	assert_int_equal(size, 64 + 56 + 16 + 24);
+	assert_int_equal(batch_header_decode(buf, 3, 4096, seed, &h), 0);
+	assert_true(h.sum == w.sum && h.number == 77 && h.prev_sum == 88 && h.seg == 3 && h.off == 4096 && h.count == 1 &&
+		    h.body == 56 && h.durable.seg == 2 && h.durable.off == 1 << 20 && h.time == -9 && h.epoch == 6);
+	assert_int_equal(batch_trailer_check(buf + dir, &h, seed), 0);
+	assert_int_equal(by_trailer(buf, size, 3, 4096, seed, &h), 0);
+	assert_true(h.number == 77 && h.seg == 3 && h.off == 4096 && h.count == 1 && h.body == 56 && h.dir_sum == w.dir_sum);
+
+	assert_int_equal(batch_header_decode(buf, 4, 4096, seed, &h), -EIO);
+	assert_int_equal(batch_header_decode(buf, 3, 4104, seed, &h), -EIO);
+	assert_int_equal(batch_header_decode(buf, 3, 4096, other, &h), -EIO);
+	assert_int_equal(by_trailer(buf, size, 4, 4096, seed, &h), -EIO);
+	assert_int_equal(by_trailer(buf, size, 3, 4104, seed, &h), -EIO);
+	assert_int_equal(by_trailer(buf, size, 3, 4096, other, &h), -EIO);
+	w.off += 8;
+	assert_int_equal(batch_trailer_check(buf + dir, &w, seed), -EIO);
+	w.off -= 8;
+	for (size_t i = 0; i < size * 8; i++) {
+		buf[i / 8] ^= (uint8_t)(1 << i % 8);
+		assert_int_equal(batch_header_decode(buf, 3, 4096, seed, &h), i < (size_t)BATCH_HEADER_SIZE * 8 ? -EIO : 0);
+		assert_int_equal(batch_trailer_check(buf + dir, &w, seed), i < dir * 8 ? 0 : -EIO);
+		assert_int_equal(by_trailer(buf, size, 3, 4096, seed, &h), i < dir * 8 ? 0 : -EIO);
+		buf[i / 8] ^= (uint8_t)(1 << i % 8);
+	}
+}
+
+/* A durable point of a damaged log, where a file may be of any size, is told as one before it. */
+static void
+a_durable_point_is_never_told_as_a_later_one(void **state)
+{
+	const uint64_t seed = log_seed((const uint8_t *)"0123456789abcdef"), offs[] = { 0, 7, 8, 4095, UINT64_C(1) << 35, UINT64_MAX };
+	struct batch_header h, w = { .number = 1, .seg = 1 };
+	uint8_t buf[256];
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(offs) / sizeof(*offs); i++) {
+		w.durable = log_pos_make(1, offs[i]);
+		(void)encode_batch(buf, &w, seed);
+		assert_int_equal(batch_header_decode(buf, 1, 0, seed, &h), 0);
+		assert_true(h.durable.off <= offs[i] && (offs[i] >> 35 || h.durable.off + 8 > offs[i]));
+	}
+}
+
 static void
 random_bytes_are_no_record(void **state)
 {
@@ -320,11 +411,11 @@ random_bytes_are_no_record(void **state)
 			x = x * 1664525 + 1013904223;
 			buf[i] = (uint8_t)(x >> 24);
 		}
-		memcpy(buf + 8, "KVR2", 4);
-		buf[12] = (uint8_t)(1 + round % 8);
-		buf[15] = (uint8_t)(round % 2 ? 7 : 9 + round / 2 % 9);
-		buf[58] &= 63; /* a possible set of fields */
-		buf[59] = 0;
+		memcpy(buf + 8, "KR", 2);
+		buf[10] = (uint8_t)((buf[10] & 0xf0) | (1 + round % 8));
+		buf[11] &= 63; /* a possible set of fields */
+		memset(buf + 13, 0, 3);
+		buf[39] = buf[45] = 0; /* and sizes */
 		assert_int_equal(record_decode(buf, sizeof(buf), &d, NULL, round & 1), -EIO);
 	}
 }
@@ -359,11 +450,13 @@ main(void)
 		cmocka_unit_test(every_type_comes_back_as_it_was),
 		cmocka_unit_test(layout_is_fixed),
 		cmocka_unit_test(attributes_that_say_nothing_take_no_room),
-		cmocka_unit_test(headers_that_contradict_themselves_are_refused),
+		cmocka_unit_test(headers_that_nobody_writes_are_refused),
 		cmocka_unit_test(fields_that_say_nothing_are_refused),
 		cmocka_unit_test(every_flipped_bit_is_noticed),
 		cmocka_unit_test(every_truncation_is_noticed),
 		cmocka_unit_test(head_alone_gives_key_and_place_of_the_payload),
+		cmocka_unit_test(a_batch_counts_only_where_it_was_written),
+		cmocka_unit_test(a_durable_point_is_never_told_as_a_later_one),
 		cmocka_unit_test(random_bytes_are_no_record),
 		cmocka_unit_test(extents_come_back_as_they_were),
 	};

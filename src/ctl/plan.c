@@ -29,7 +29,7 @@ static const struct {
 	double extent;            /* log, B: an extent in a list; kvfs-format(5) */
 	double directory;         /* log, B: a record's entry in its batch's directory; kvfs-format(5) */
 	double batch;             /* log, B: header and trailer of a batch; kvfs-format(5) */
-	double sectors;           /* disk, B: of a durable batch beyond its own: the sectors it shares; scripts/bench bytes- */
+	double sectors;           /* disk, B: of a durable batch beyond its own: shared sectors, filled ones; scripts/bench bytes- */
 	double zeros_below;       /* B: for durable batches below this mean the log is written twice, first as zeros; segment.c */
 	double checkpoint_entry;  /* disk, B: a key in a checkpoint, without its name; checkpoint.c */
 	double load_keys;         /* keys/s: loading a checkpoint; kvbench start, after clean, page cache dropped */
@@ -45,12 +45,12 @@ static const struct {
 	.large_fixed = 150,
 	.large_per_chunk = 180,
 	.inline_max = 16384,
-	.record_head = 72,
-	.data_head = 64,
+	.record_head = 60,
+	.data_head = 56,
 	.extent = 32,
 	.directory = 16,
-	.batch = 120,
-	.sectors = 512,
+	.batch = 88,
+	.sectors = 430,
 	.zeros_below = 32768,
 	.checkpoint_entry = 56,
 	.load_keys = 4e6,

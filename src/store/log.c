@@ -132,9 +132,11 @@ grow_dir(struct batch *b, uint32_t need)
 		cap *= 2;
 	if (cap == b->dir_cap)
 		return 0;
-	dir = realloc(b->dir, (size_t)cap * BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE);
+	dir = realloc(b->dir, BATCH_PAD_MAX + (size_t)cap * BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE);
 	if (!dir)
 		return -ENOMEM;
+	if (!b->dir_cap)
+		memset(dir, 0, BATCH_PAD_MAX);
 	b->dir = dir;
 	b->dir_cap = cap;
 	return 0;
@@ -551,7 +553,7 @@ take_locked(struct log *lg, struct batch *b, struct log_append *a, struct stage 
 		fill_places(b, st, places);
 	copy_locked(b, st);
 	for (unsigned i = 0; i < st->n; i++)
-		batch_entry_encode(b->dir + (size_t)(b->h.count + i) * BATCH_ENTRY_SIZE, &st->ents[i]);
+		batch_entry_encode(b->dir + BATCH_PAD_MAX + (size_t)(b->h.count + i) * BATCH_ENTRY_SIZE, &st->ents[i]);
 	b->h.count += st->n;
 	b->h.body += st->total;
 	lg->used_total += end - b->seg->used;

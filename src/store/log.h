@@ -50,17 +50,14 @@ enum record_type {
 	REC_RETIRE = 7, /* written by log_segment_retire; the log's own, never given to a scan callback */
 };
 
-#define REC_CODEC_NONE 0
-
 /* A record in memory, for encoding and after decoding (then pointers lead into the scan buffer). */
 struct record {
 	uint8_t type;
-	uint8_t codec;      /* of the payload; 0 */
-	uint8_t flags;      /* REC_F_* */
+	uint8_t flags;      /* REC_F_*, four bits */
 	uint64_t seq;       /* order of logical changes; a compaction copy keeps it */
 	uint64_t base_seq;  /* REC_EDIT: the seq it builds on */
 	uint64_t version;
-	uint64_t ino;
+	uint64_t ino;       /* below 2^48 */
 	uint64_t size;      /* of the whole value, bytes */
 	int64_t atime, mtime, ctime, expires;
 	uint32_t mode, uid, gid;
@@ -257,8 +254,10 @@ int log_scan_segment(struct log *lg, uint32_t seg, log_scan_fn fn, void *arg);
 /** Decode and verify a record that was read from a place. `verify_payload`: check the payload's checksum too. 0 or -EIO. */
 int record_decode(const void *buf, size_t size, struct record *out, struct log_place *place, bool verify_payload);
 /** Bytes to read at a record's start to learn its whole length; and that length from them (0: not a record). */
-#define RECORD_HEADER_MAX 136u
+#define RECORD_HEADER_MAX 124u
 uint32_t record_peek_len(const void *buf, size_t size);
+/** The same: how many bytes of it lie before the payload. */
+uint32_t record_peek_front(const void *buf, size_t size);
 
 /** Extent lists as payload: encode n extents (40 bytes each at most); decode one after another. */
 struct extent;

@@ -8,6 +8,9 @@
  * there. Before it stand the bytes of the batch before, as they are on disk; behind it zeros, as in space that was never written.
  * The first block is so written again: a device writes a sector whole or not at all, and the bytes that were there are the same.
  *
+ * Both blocks at its ends a batch shares with its neighbours, and each is written twice then. So where a batch ends within the last
+ * quarter of a block it takes the rest of it as well, as zeros (log_direct_pad): the next one has a first block of its own.
+ *
  * What is read goes through the page cache as ever. The kernel drops the pages that such a write touches, so once a stretch
  * of the log is complete, log_service() has it read in.
  *
@@ -79,6 +82,18 @@ have_tail(struct log *lg, const struct segment *s, uint64_t start)
 	if (from == start || (dr->tail_seg == s->id && dr->tail_off == from))
 		return true;
 	return !disk_pread_full(lg->cfg.disk, s->fd, dr->buf, start - from, from);
+}
+
+uint32_t
+log_direct_pad(const struct log *lg, const struct segment *s, uint64_t end, uint64_t size)
+{
+	const struct direct *dr = &lg->direct;
+	uint64_t pad;
+
+	if (lg->cfg.no_direct || dr->never || dr->seg != s->id || size > LOG_DIRECT_WRITE / 2)
+		return 0;
+	pad = round_up(end, dr->align) - end;
+	return pad <= dr->align / 4 && pad <= size / 2 && pad <= BATCH_PAD_MAX ? (uint32_t)pad : 0;
 }
 
 void

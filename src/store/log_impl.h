@@ -34,19 +34,19 @@
 
 /* ---- format: see batch.c and kvfs-format(5) ---- */
 
-#define LOG_FORMAT_VERSION 2u
+#define LOG_FORMAT_VERSION 3u
 #define SEGMENT_MAGIC 0x3147534bu /* "KSG1" */
-#define BATCH_MAGIC   0x3142564bu /* "KVB1" */
-#define TRAILER_MAGIC 0x3144564bu /* "KVD1" */
-#define RECORD_MAGIC  0x3252564bu /* "KVR2" */
+#define BATCH_MAGIC   0x3242564bu /* "KVB2" */
+#define RECORD_MAGIC  0x524bu     /* "KR" */
 
 #define SEGMENT_HEADER_FIXED 88u
 #define SEGMENT_RANGE_SIZE 8u
 #define SEGMENT_HEADER_CAP (1u << 20) /* more than that is no header */
-#define BATCH_HEADER_SIZE 88u
+#define BATCH_HEADER_SIZE 64u
 #define BATCH_ENTRY_SIZE 16u
-#define BATCH_TRAILER_SIZE 32u
+#define BATCH_TRAILER_SIZE 24u
 #define BATCH_OVERHEAD (BATCH_HEADER_SIZE + BATCH_TRAILER_SIZE)
+#define BATCH_PAD_MAX (DISK_ALIGN_MAX / 4)
 
 /* A range of segment ids that existed when a segment was begun. */
 struct segment_range {
@@ -73,6 +73,7 @@ struct batch_header {
 	uint32_t count;
 	uint64_t off;
 	uint32_t body;   /* bytes of records */
+	uint32_t pad;    /* zeros before the directory, which its checksum covers; a multiple of 8, at most BATCH_PAD_MAX */
 	struct log_pos durable;
 	uint64_t dir_sum;
 	int64_t time;
@@ -91,7 +92,7 @@ struct batch_entry {
 static inline uint64_t
 batch_size(const struct batch_header *h)
 {
-	return BATCH_OVERHEAD + (uint64_t)h->body + (uint64_t)h->count * BATCH_ENTRY_SIZE;
+	return BATCH_OVERHEAD + (uint64_t)h->body + h->pad + (uint64_t)h->count * BATCH_ENTRY_SIZE;
 }
 
 /** The seed that binds checksums to one store. */
@@ -111,14 +112,20 @@ void batch_header_encode(uint8_t *buf, struct batch_header *h, uint64_t seed);
 int batch_header_decode(const uint8_t *buf, uint32_t seg, uint64_t off, uint64_t seed, struct batch_header *h);
 void batch_entry_encode(uint8_t *buf, const struct batch_entry *e);
 void batch_entry_decode(const uint8_t *buf, struct batch_entry *e);
-/** Finish a directory: `buf` holds h->count entries and room for the trailer; sets h->dir_sum. */
+/** Finish a directory: `buf` holds h->pad zeros, h->count entries and room for the trailer; sets h->dir_sum. */
 void batch_trailer_encode(uint8_t *buf, struct batch_header *h, uint64_t seed);
-/** Verify the directory of a batch whose header is good. 0 or -EIO. */
+/** Verify the directory (with the zeros before it) of a batch whose header is good. 0 or -EIO. */
 int batch_trailer_check(const uint8_t *dir, const struct batch_header *h, uint64_t seed);
-/** Cheap look at what may be a trailer; fills count, body and number. */
-bool batch_trailer_peek(const uint8_t *trailer, uint32_t seg, struct batch_header *h);
-/** Verify a directory found without its header (`h` from batch_trailer_peek). 0 or -EIO. */
-int batch_trailer_verify(const uint8_t *dir, const struct batch_header *h, uint64_t seed);
+/** Cheap look at what may be a trailer at `off` of a segment, of a batch with records: where its directory would begin. */
+bool batch_trailer_peek(const uint8_t *trailer, uint32_t seg, uint64_t off, uint64_t seed, uint64_t *dir);
+/**
+ * A batch by the directory and trailer alone.
+ * @dir: directory and trailer, which stand at dir_off and off of the segment (batch_trailer_peek)
+ * @h: what they say: where the batch begins, bytes and number of records, pad, number, checksum of the directory; else 0
+ * Return: 0 or -EIO.
+ */
+int batch_trailer_decode(const uint8_t *dir, uint32_t seg, uint64_t dir_off, uint64_t off, uint64_t seed,
+			 struct batch_header *h);
 
 /** How a record will lie in the log: len (a multiple of 8), front and present of its entry. */
 void record_measure(const struct record *r, struct batch_entry *e);
@@ -169,7 +176,7 @@ struct batch {
 	uint32_t nranges;
 	struct batch_header h;
 	uint8_t head[BATCH_HEADER_SIZE];
-	uint8_t *dir;         /* entries, then room for the trailer */
+	uint8_t *dir;         /* BATCH_PAD_MAX zeros, entries, room for the trailer */
 	uint32_t dir_cap;     /* entries */
 	struct iovec *iov;    /* [0] segment header, [1] batch header, [2..] pieces, last: directory */
 	bool *own;            /* which pieces are the batch's to free */
@@ -362,6 +369,12 @@ bool log_map_due(const struct log *lg);
 void log_map_ahead(struct log *lg);
 
 /* ---- writing past the page cache (log_direct.c) ---- */
+
+/**
+ * How many zeros should a batch of `size` bytes that will end at `end` of the segment have, so that the next one begins with a
+ * block of its own? 0, if it will not be written past the page cache for sure. Writing role.
+ */
+uint32_t log_direct_pad(const struct log *lg, const struct segment *s, uint64_t end, uint64_t size);
 
 /**
  * Before each batch is written: prepare a direct write of it (b->direct, b->cut, b->off), if that is possible and of use.

@@ -114,8 +114,14 @@ struct view {
 	struct batch_header h;
 	bool head_ok, dir_ok, chain_ok;
 	const uint8_t *body; /* NULL: not all of it is in the file */
-	const uint8_t *dir;
+	const uint8_t *dir;  /* with the zeros before it */
 };
+
+static void
+entry_of(const struct view *v, uint32_t i, struct batch_entry *e)
+{
+	batch_entry_decode(v->dir + v->h.pad + (size_t)i * BATCH_ENTRY_SIZE, e);
+}
 
 static int
 give_retire(struct walk *w, const struct log_scan *s)
@@ -167,7 +173,7 @@ give_by_directory(struct walk *w, const struct view *v, uint64_t off, bool verif
 	int r = 0;
 
 	for (uint32_t i = 0; i < v->h.count && !r; i++) {
-		batch_entry_decode(v->dir + (size_t)i * BATCH_ENTRY_SIZE, &e);
+		entry_of(v, i, &e);
 		r = give_record(w, v, p, off, e.len, &e, verified);
 		p += e.len;
 		off += e.len;
@@ -242,7 +248,7 @@ records_ok(const struct view *v)
 	struct record rec;
 
 	for (uint32_t i = 0; i < v->h.count; i++) {
-		batch_entry_decode(v->dir + (size_t)i * BATCH_ENTRY_SIZE, &e);
+		entry_of(v, i, &e);
 		if (record_peek_len(p, e.len) != e.len || get_le32(p) != e.head_sum ||
 		    record_decode(p, e.len, &rec, NULL, true))
 			return false;
@@ -253,35 +259,29 @@ records_ok(const struct view *v)
 
 /* A trailer at `off` whose batch begins at or after `from`. */
 static bool
-trailer_at(struct walk *w, uint64_t from, uint64_t off, const uint8_t *p, uint64_t *start, struct batch_header *h)
+trailer_at(struct walk *w, uint64_t from, uint64_t off, uint64_t dir, struct batch_header *h)
 {
-	uint64_t size, dir;
+	const uint8_t *p = reader_get(&w->r, dir, off - dir + BATCH_TRAILER_SIZE);
 
-	if (off + BATCH_TRAILER_SIZE > w->limit || !batch_trailer_peek(p, w->seg->id, h) ||
-	    h->number <= w->chain.number)
-		return false;
-	size = batch_size(h);
-	if (off + BATCH_TRAILER_SIZE < from + size)
-		return false;
-	dir = (uint64_t)h->count * BATCH_ENTRY_SIZE;
-	p = reader_get(&w->r, off - dir, dir + BATCH_TRAILER_SIZE);
-	h->off = *start = off + BATCH_TRAILER_SIZE - size;
-	return p && !batch_trailer_verify(p, h, w->lg->seed);
+	return p && !batch_trailer_decode(p, w->seg->id, dir, off, w->lg->seed, h) && h->number > w->chain.number &&
+	       h->off >= from;
 }
 
 int
 walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header *h)
 {
-	uint64_t off = (from + 7) & ~UINT64_C(7);
+	uint64_t off = (from + 7) & ~UINT64_C(7), dir;
 
 	for (; off + BATCH_TRAILER_SIZE <= w->limit; off += 8) {
 		const uint8_t *p = reader_get(&w->r, off, BATCH_TRAILER_SIZE);
 
 		if (!p)
 			break;
-		if (get_le32(p) == TRAILER_MAGIC) {
-			if (trailer_at(w, from, off, p, start, h))
+		if (batch_trailer_peek(p, w->seg->id, off, w->lg->seed, &dir)) {
+			if (dir >= from && trailer_at(w, from, off, dir, h)) {
+				*start = h->off;
 				return 2;
+			}
 			continue; /* the window may have moved */
 		}
 		if (get_le32(p + 8) != BATCH_MAGIC || off + BATCH_HEADER_SIZE > w->limit)

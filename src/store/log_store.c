@@ -32,7 +32,7 @@
 #define SUPER_TMP  "kvfs.store.tmp"
 #define SUPER_SIZE 64u
 #define SUPER_MAGIC UINT64_C(0x45524f545346564b) /* "KVFSTORE" */
-#define FORMAT_VERSION 2u
+#define FORMAT_VERSION 3u
 #define RESERVE_MIN (256u << 10)
 #define WALK_BUCKETS 1024u /* under one hold of the lock */
 

@@ -196,15 +196,16 @@ finish_batch(struct log *lg, struct batch *b)
 		.nranges = b->nranges,
 	};
 	struct iovec *dir = &b->iov[b->niov];
+	uint8_t *zeros = b->dir + BATCH_PAD_MAX - b->h.pad;
 
 	b->h.time = sh.time = log_now(lg);
 	if (b->head_size)
 		segment_header_encode(b->seg_head, &sh, b->ranges, lg->cfg.uuid);
-	batch_trailer_encode(b->dir, &b->h, lg->seed);
+	batch_trailer_encode(zeros, &b->h, lg->seed);
 	batch_header_encode(b->head, &b->h, lg->seed);
 	b->iov[0] = (struct iovec){ b->seg_head, b->head_size };
 	b->iov[1] = (struct iovec){ b->head, BATCH_HEADER_SIZE };
-	*dir = (struct iovec){ b->dir, b->h.count * (size_t)BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE };
+	*dir = (struct iovec){ zeros, b->h.pad + b->h.count * (size_t)BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE };
 	b->todo = b->head_size ? 0 : 1;
 	b->skip = 0;
 	b->off = b->start;
@@ -424,6 +425,24 @@ pass_empty(struct log *lg)
 	lg->written_last = &b->next;
 }
 
+/* Under lock, writing role: fill the block in which a durable batch ends, if it is nearly full and nothing lies behind it yet. */
+static void
+pad_batch(struct log *lg, struct batch *b)
+{
+	uint64_t max = lg->cfg.max_size, end = batch_end(b).off;
+	uint32_t pad;
+
+	if (b->seg->used != end || lg->active != b->seg)
+		return;
+	pad = log_direct_pad(lg, b->seg, end, batch_total(b));
+	if (!pad || end + pad > b->seg->soft || end + pad > lg->cfg.segment_size ||
+	    (max && lg->used_total + pad + lg->cfg.reserve > max))
+		return;
+	b->h.pad = pad;
+	b->seg->used += pad;
+	lg->used_total += pad;
+}
+
 /* Called and returns with the lock held; drops it meanwhile. */
 static void
 begin_write(struct log *lg, struct io *io, enum write_kind kind, struct ends *ends)
@@ -434,6 +453,8 @@ begin_write(struct log *lg, struct io *io, enum write_kind kind, struct ends *en
 	int r = 0;
 
 	lg->writing = true;
+	if (kind == WRITE_DSYNC)
+		pad_batch(lg, b);
 	stamp_batch(lg, b);
 	pthread_mutex_unlock(&lg->lock);
 	finish_batch(lg, b);

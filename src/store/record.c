@@ -5,25 +5,24 @@
  * All integers little-endian. A record begins at a multiple of 8 and is padded with zeros to a multiple of 8:
  *
  *    0 u64 head checksum: XXH3-64 of bytes [8, end of the xattrs)
- *    8 u32 magic "KVR2"
- *   12 u8  type   13 u8 codec   14 u8 flags   15 u8 header size / 8
- *   16 u32 record size (whole, with padding)
- *   20 u32 payload size
- *   24 u64 payload checksum: XXH3-64 of bytes [payload, end of the record), padding included
- *   32 u64 seq
- *   40 u64 ino
- *   48 u16 key size   50 u16 xattr size   52 u32 first_seg
- *   56 by type
- *      PUT, EXT, EDIT  u16 mode, u16 present, u32 uid, i64 mtime, then for each bit of `present`, in their order, 8 bytes:
+ *    8 u16 magic "KR"   10 u8 type | flags << 4   11 u8 present
+ *   12 u32 payload size
+ *   16 u64 payload checksum: XXH3-64 of bytes [payload, end of the record), padding included
+ *   24 u64 seq
+ *   32 u48 ino          38 u16 key size
+ *   40 u32 first_seg    44 u16 xattr size   46 u16 mode
+ *   48 by type
+ *      PUT, EXT, EDIT  u32 uid, i64 mtime, then for each bit of `present`, in their order, 8 bytes:
  *                1 version (else: seq)   2 size (else: that of the payload, PUT only)   4 atime (else: mtime)
  *                8 ctime (else: mtime)   16 expires (else: 0)   32 gid (else: uid)
  *      EDIT      behind that: u64 base_seq, u64 cut (pos)
  *      DATA      u64 pos
  *      DEL, MOVE, RETIRE  nothing
+ *      (mode and present are 0 but for PUT, EXT, EDIT)
  *   then key, xattrs, payload, padding
  *
- * A record is valid if its sizes agree with each other, both checksums match and no field is there that says what its absence
- * would (so attributes have one form). The head alone is enough to know whose record it is; a damaged payload is then the loss
+ * A record is valid if both checksums match and no field is there that says what its absence would (so attributes have one
+ * form). The head alone is enough to know whose record it is; a damaged payload is then the loss
  * of one value of a known key.
  *
  * Layer: store; pure functions, any thread. Knows neither batches nor files.
@@ -36,11 +35,12 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define HEAD_COMMON 56u
-#define HEAD_DATA   64u
-#define HEAD_ATTR   72u /* without what `present` says */
+#define HEAD_COMMON 48u
+#define HEAD_DATA   56u
+#define HEAD_ATTR   60u /* without what `present` says */
 #define EDIT_SIZE   16u
 #define EXTENT_SIZE 32u
+#define INO_BITS    48
 
 enum {
 	HAS_VERSION = 1,
@@ -91,11 +91,11 @@ head_size(uint8_t type, unsigned present)
 	case REC_EDIT:
 		return present & ~(unsigned)HAS_ALL || !(present & HAS_SIZE) ? 0 : HEAD_ATTR + 8 * bits(present) + EDIT_SIZE;
 	case REC_DATA:
-		return HEAD_DATA;
+		return present ? 0 : HEAD_DATA;
 	case REC_DEL:
 	case REC_MOVE:
 	case REC_RETIRE:
-		return HEAD_COMMON;
+		return present ? 0 : HEAD_COMMON;
 	default:
 		return 0;
 	}
@@ -114,7 +114,7 @@ record_measure(const struct record *r, struct batch_entry *e)
 	uint32_t head = head_size(r->type, present);
 	uint64_t size;
 
-	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX);
+	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX && r->ino >> INO_BITS == 0);
 	e->present = present;
 	e->front = head + r->klen + r->xattr_size;
 	size = align8((uint64_t)e->front + r->payload_size);
@@ -148,10 +148,9 @@ encode_attributes(const struct record *r, uint8_t *p, unsigned present)
 	uint8_t *end = p + HEAD_ATTR;
 
 	assert(r->mode <= UINT16_MAX);
-	put_le16(p + 56, (uint16_t)r->mode);
-	put_le16(p + 58, (uint16_t)present);
-	put_le32(p + 60, r->uid);
-	put_le64(p + 64, (uint64_t)r->mtime);
+	put_le16(p + 46, (uint16_t)r->mode);
+	put_le32(p + 48, r->uid);
+	put_le64(p + 52, (uint64_t)r->mtime);
 	if (present)
 		end = encode_fields(r, end, present);
 	if (r->type == REC_EDIT) {
@@ -166,22 +165,19 @@ encode_front(const struct record *r, uint8_t *p, const struct batch_entry *e)
 {
 	uint32_t head = e->front - r->klen - r->xattr_size;
 
-	put_le32(p + 8, RECORD_MAGIC);
-	p[12] = r->type;
-	p[13] = r->codec;
-	p[14] = r->flags;
-	p[15] = (uint8_t)(head / 8);
-	put_le32(p + 16, e->len);
-	put_le32(p + 20, r->payload_size);
-	put_le64(p + 32, r->seq);
-	put_le64(p + 40, r->ino);
-	put_le16(p + 48, (uint16_t)r->klen);
-	put_le16(p + 50, (uint16_t)r->xattr_size);
-	put_le32(p + 52, r->first_seg);
+	put_le16(p + 8, RECORD_MAGIC);
+	p[10] = (uint8_t)(r->type | r->flags << 4);
+	p[11] = (uint8_t)e->present;
+	put_le32(p + 12, r->payload_size);
+	put_le64(p + 24, r->seq);
+	put_le64(p + 32, r->ino | (uint64_t)r->klen << INO_BITS);
+	put_le32(p + 40, r->first_seg);
+	put_le16(p + 44, (uint16_t)r->xattr_size);
+	put_le16(p + 46, 0);
 	if (has_attributes(r->type))
 		encode_attributes(r, p, e->present);
 	else if (r->type == REC_DATA)
-		put_le64(p + 56, r->pos);
+		put_le64(p + 48, r->pos);
 	if (r->klen)
 		memcpy(p + head, r->key, r->klen);
 	if (r->xattr_size)
@@ -194,7 +190,7 @@ encode_sums(const struct record *r, uint8_t *buf, const void *rest, struct batch
 {
 	uint64_t sum;
 
-	put_le64(buf + 24, XXH3_64bits(rest, e->len - e->front));
+	put_le64(buf + 16, XXH3_64bits(rest, e->len - e->front));
 	sum = XXH3_64bits(buf + 8, e->front - 8);
 	put_le64(buf, sum);
 	e->key_hash = record_key_hash(r->key, r->klen);
@@ -221,24 +217,32 @@ record_encode_front(const struct record *r, uint8_t *buf, struct batch_entry *e)
 	encode_sums(r, buf, r->payload, e);
 }
 
+/* Bytes before the payload of what may be a record; 0: it is none. */
+static uint32_t
+front_size(const uint8_t *p, uint32_t *head)
+{
+	*head = get_le16(p + 8) == RECORD_MAGIC ? head_size(p[10] & 15, p[11]) : 0;
+	return *head ? *head + get_le16(p + 38) + get_le16(p + 44) : 0;
+}
+
+uint32_t
+record_peek_front(const void *buf, size_t size)
+{
+	uint32_t head;
+
+	return size < HEAD_COMMON ? 0 : front_size(buf, &head);
+}
+
 uint32_t
 record_peek_len(const void *buf, size_t size)
 {
-	const uint8_t *p = buf;
-	bool attributes;
+	uint32_t front = record_peek_front(buf, size);
 	uint64_t len;
-	uint32_t head;
 
-	if (size < HEAD_COMMON || get_le32(p + 8) != RECORD_MAGIC)
+	if (!front)
 		return 0;
-	attributes = has_attributes(p[12]);
-	if (attributes && size < HEAD_ATTR)
-		return 0;
-	head = head_size(p[12], attributes ? get_le16(p + 58) : 0);
-	if (!head || p[15] != head / 8)
-		return 0;
-	len = align8((uint64_t)head + get_le16(p + 48) + get_le16(p + 50) + get_le32(p + 20));
-	return len == get_le32(p + 16) ? (uint32_t)len : 0;
+	len = align8((uint64_t)front + get_le32((const uint8_t *)buf + 12));
+	return len <= UINT32_MAX ? (uint32_t)len : 0;
 }
 
 /* The fields that there are, over what their absence says. Return: their end; NULL: one says the same, which nobody writes. */
@@ -270,12 +274,12 @@ decode_fields(const uint8_t *p, unsigned present, struct record *r)
 static bool
 decode_attributes(const uint8_t *p, struct record *r)
 {
-	unsigned present = get_le16(p + 58);
+	unsigned present = p[11];
 	const uint8_t *end = p + HEAD_ATTR;
 
-	r->mode = get_le16(p + 56);
-	r->uid = r->gid = get_le32(p + 60);
-	r->mtime = r->atime = r->ctime = (int64_t)get_le64(p + 64);
+	r->mode = get_le16(p + 46);
+	r->uid = r->gid = get_le32(p + 48);
+	r->mtime = r->atime = r->ctime = (int64_t)get_le64(p + 52);
 	r->version = r->seq;
 	r->size = r->payload_size;
 	if (present)
@@ -291,15 +295,14 @@ static bool
 decode_head(const uint8_t *p, uint32_t head, struct record *r)
 {
 	memset(r, 0, sizeof(*r));
-	r->type = p[12];
-	r->codec = p[13];
-	r->flags = p[14];
-	r->payload_size = get_le32(p + 20);
-	r->seq = get_le64(p + 32);
-	r->ino = get_le64(p + 40);
-	r->klen = get_le16(p + 48);
-	r->xattr_size = get_le16(p + 50);
-	r->first_seg = get_le32(p + 52);
+	r->type = p[10] & 15;
+	r->flags = p[10] >> 4;
+	r->payload_size = get_le32(p + 12);
+	r->seq = get_le64(p + 24);
+	r->ino = get_le64(p + 32) & ((UINT64_C(1) << INO_BITS) - 1);
+	r->klen = get_le16(p + 38);
+	r->first_seg = get_le32(p + 40);
+	r->xattr_size = get_le16(p + 44);
 	if (r->klen)
 		r->key = (const char *)p + head;
 	if (r->xattr_size)
@@ -307,8 +310,8 @@ decode_head(const uint8_t *p, uint32_t head, struct record *r)
 	if (has_attributes(r->type))
 		return decode_attributes(p, r);
 	if (r->type == REC_DATA)
-		r->pos = get_le64(p + 56);
-	return true;
+		r->pos = get_le64(p + 48);
+	return get_le16(p + 46) == 0;
 }
 
 int
@@ -319,8 +322,7 @@ record_decode(const void *buf, size_t size, struct record *out, struct log_place
 
 	if (!len)
 		return -EIO;
-	head = p[15] * 8u;
-	at = head + get_le16(p + 48) + get_le16(p + 50);
+	at = front_size(p, &head);
 	if (at > size || (verify_payload && len > size))
 		return -EIO;
 	if (XXH3_64bits(p + 8, at - 8) != get_le64(p))
@@ -333,7 +335,7 @@ record_decode(const void *buf, size_t size, struct record *out, struct log_place
 		place->len = len;
 		place->payload_off = place->off + at;
 	}
-	if (verify_payload && XXH3_64bits(p + at, len - at) != get_le64(p + 24))
+	if (verify_payload && XXH3_64bits(p + at, len - at) != get_le64(p + 16))
 		return -EIO;
 	return 0;
 }

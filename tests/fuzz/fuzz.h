@@ -49,6 +49,13 @@ void fuzz_bytes_seed(uint64_t seed);
 /** Overwrite a few bytes with numbers that parsers trip over. */
 void fuzz_poke_number(uint8_t *data, size_t size, uint64_t *rnd);
 
+struct batch_header;
+/**
+ * Checksums of a whole batch at `p`, which stands at (seg, off) of a log.
+ * @h: bytes and number of its records; filled with all that its header says
+ */
+void fuzz_frame(uint8_t *p, struct batch_header *h, uint32_t seg, uint64_t off, uint64_t seed);
+
 #define FUZZ_CHECK(cond) ((cond) ? (void)0 : fuzz_broken(__FILE__, __LINE__, #cond))
 void fuzz_broken(const char *file, int line, const char *cond) __attribute__((noreturn));
 

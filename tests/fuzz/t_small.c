@@ -185,9 +185,9 @@ repair_record(uint8_t *p, size_t size)
 
 	if (!len)
 		return;
-	at = p[15] * 8u + get_le16(p + 48) + get_le16(p + 50);
+	at = record_peek_front(p, size);
 	if (len <= size)
-		put_le64(p + 24, XXH3_64bits(p + at, len - at));
+		put_le64(p + 16, XXH3_64bits(p + at, len - at));
 	if (at <= size)
 		put_le64(p, XXH3_64bits(p + 8, at - 8));
 }
@@ -195,7 +195,7 @@ repair_record(uint8_t *p, size_t size)
 static bool
 same_record(const struct record *a, const struct record *b)
 {
-	return a->type == b->type && a->flags == b->flags && a->codec == b->codec && a->base_seq == b->base_seq &&
+	return a->type == b->type && a->flags == b->flags && a->base_seq == b->base_seq &&
 	       a->first_seg == b->first_seg && a->atime == b->atime && a->mtime == b->mtime && a->ctime == b->ctime &&
 	       a->uid == b->uid && a->gid == b->gid && a->seq == b->seq && a->ino == b->ino && a->klen == b->klen &&
 	       a->xattr_size == b->xattr_size && a->payload_size == b->payload_size && a->version == b->version &&
@@ -224,16 +224,16 @@ decode_framing(const uint8_t *data, size_t size)
 {
 	struct segment_header sh;
 	struct batch_header bh;
+	uint64_t dir, trailer = size - BATCH_TRAILER_SIZE;
 
 	if (size >= BATCH_HEADER_SIZE)
 		(void)batch_header_decode(data, 1, 0, log_seed(zero_uuid), &bh);
 	if (segment_header_decode(data, size, zero_uuid, &sh) == 0)
 		for (uint32_t i = 0; i < sh.nranges; i++)
 			(void)segment_header_range(data, i);
-	if (size >= BATCH_TRAILER_SIZE && batch_trailer_peek(data + size - BATCH_TRAILER_SIZE, 1, &bh) &&
-	    (uint64_t)bh.count * BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE <= size)
-		(void)batch_trailer_check(data + size - BATCH_TRAILER_SIZE - (size_t)bh.count * BATCH_ENTRY_SIZE, &bh,
-					  log_seed(zero_uuid));
+	if (size >= BATCH_TRAILER_SIZE && batch_trailer_peek(data + trailer, 1, trailer, log_seed(zero_uuid), &dir) &&
+	    batch_trailer_decode(data + dir, 1, dir, trailer, log_seed(zero_uuid), &bh) == 0)
+		FUZZ_CHECK(bh.off + batch_size(&bh) == size && batch_trailer_check(data + dir, &bh, log_seed(zero_uuid)) == 0);
 }
 
 static void
@@ -254,6 +254,32 @@ run_record(const uint8_t *data, size_t size)
 	check_again(&r, place.len);
 }
 
+void
+fuzz_frame(uint8_t *p, struct batch_header *h, uint32_t seg, uint64_t off, uint64_t seed)
+{
+	*h = (struct batch_header){
+		.seg = seg, .off = off, .body = h->body, .count = h->count, .pad = h->pad, .number = get_le64(p + 16), .prev_sum = get_le64(p + 24),
+		.durable = { .seg = get_le32(p + 36), .off = (uint64_t)get_le32(p + 40) * 8 }, .epoch = get_le32(p + 44),
+		.time = (int64_t)get_le64(p + 56),
+	};
+	batch_trailer_encode(p + BATCH_HEADER_SIZE + h->body, h, seed);
+	batch_header_encode(p, h, seed);
+}
+
+static void
+repair_frame(uint8_t *data, size_t size)
+{
+	struct batch_header h = { 0 };
+
+	if (size < BATCH_HEADER_SIZE || get_le32(data + 8) != BATCH_MAGIC)
+		return;
+	h.body = get_le32(data + 12);
+	h.count = get_le32(data + 32) & 0xffffff;
+	h.pad = data[35] * 8u;
+	if (batch_size(&h) == size)
+		fuzz_frame(data, &h, 1, 0, log_seed(zero_uuid));
+}
+
 static size_t
 mutate_record(uint8_t *data, size_t size, size_t max, uint64_t seed, fuzz_bytes_fn bytes)
 {
@@ -268,26 +294,25 @@ mutate_record(uint8_t *data, size_t size, size_t max, uint64_t seed, fuzz_bytes_
 	if (size >= SEGMENT_HEADER_FIXED && get_le32(data + 8) == SEGMENT_MAGIC && get_le32(data + 16) <= size &&
 	    get_le32(data + 16) > 8)
 		put_le64(data, XXH3_64bits(data + 8, get_le32(data + 16) - 8));
-	if (size >= BATCH_HEADER_SIZE && get_le32(data + 8) == BATCH_MAGIC)
-		put_le64(data, XXH3_64bits_withSeed(data + 8, BATCH_HEADER_SIZE - 8, log_seed(zero_uuid)));
+	repair_frame(data, size);
 	return size;
 }
 
-/* A record of each type, then each kind of header. */
+/* A record of each type, a segment's header, a batch. */
 static size_t
 seed_record(unsigned n, uint8_t *buf, size_t max)
 {
 	static const uint8_t types[] = { REC_PUT, REC_EXT, REC_EDIT, REC_DATA, REC_DEL, REC_MOVE, REC_RETIRE };
-	struct record r = { .seq = 5, .ino = 17, .key = "key", .klen = 3, .xattrs = "\1\0\1\0ab", .xattr_size = 6,
+	struct record r = { .type = REC_PUT, .seq = 5, .ino = 17, .key = "key", .klen = 3, .xattrs = "\1\0\1\0ab", .xattr_size = 6,
 			    .payload = "the value's thirty-two bytes.....", .payload_size = 32, .version = 5,
 			    .size = 32, .mode = 0644, .first_seg = 1 };
 	struct segment_range range = { 1, 1 };
 	struct segment_header sh = { .size = SEGMENT_HEADER_FIXED + SEGMENT_RANGE_SIZE, .id = 1, .first_batch = 1,
 				     .epoch = 1, .nranges = 1 };
-	struct batch_header bh = { .number = 1, .seg = 1, .count = 1, .body = 64 };
-	struct batch_entry e = { .len = 64 };
+	struct batch_header bh = { .number = 1, .seg = 1, .count = 1 };
+	struct batch_entry e;
 
-	if (max < 512 || n > sizeof(types) + 2)
+	if (max < 512 || n > sizeof(types) + 1)
 		return 0;
 	if (n < sizeof(types)) {
 		r.type = types[n];
@@ -301,13 +326,13 @@ seed_record(unsigned n, uint8_t *buf, size_t max)
 		segment_header_encode(buf, &sh, &range, zero_uuid);
 		return sh.size;
 	}
-	if (n == sizeof(types) + 1) {
-		batch_header_encode(buf, &bh, log_seed(zero_uuid));
-		return BATCH_HEADER_SIZE;
-	}
-	batch_entry_encode(buf, &e);
-	batch_trailer_encode(buf, &bh, log_seed(zero_uuid));
-	return BATCH_ENTRY_SIZE + BATCH_TRAILER_SIZE;
+	record_measure(&r, &e);
+	record_encode(&r, buf + BATCH_HEADER_SIZE, &e);
+	bh.body = e.len;
+	batch_entry_encode(buf + BATCH_HEADER_SIZE + e.len, &e);
+	batch_trailer_encode(buf + BATCH_HEADER_SIZE + e.len, &bh, log_seed(zero_uuid));
+	batch_header_encode(buf, &bh, log_seed(zero_uuid));
+	return batch_size(&bh);
 }
 
 const struct fuzz_target fuzz_record = { .name = "record", .max_len = 1024, .run = run_record, .mutate = mutate_record,

@@ -291,17 +291,18 @@ repair_records(uint8_t *p, uint32_t body, uint8_t *dir, uint32_t count)
 	uint32_t at = 0;
 
 	for (uint32_t n = 0; at < body && n < count; n++) {
-		uint32_t len = record_peek_len(p + at, body - at), head;
+		uint32_t len = record_peek_len(p + at, body - at), front, klen;
 		struct batch_entry e;
 
 		if (!len || len > body - at)
 			break;
-		head = p[at + 15] * 8u + get_le16(p + at + 48) + get_le16(p + at + 50);
-		put_le64(p + at + 24, XXH3_64bits(p + at + head, len - head));
-		put_le64(p + at, XXH3_64bits(p + at + 8, head - 8));
+		front = record_peek_front(p + at, len);
+		put_le64(p + at + 16, XXH3_64bits(p + at + front, len - front));
+		put_le64(p + at, XXH3_64bits(p + at + 8, front - 8));
 		e.len = len;
 		e.head_sum = get_le32(p + at);
-		e.key_hash = record_key_hash((const char *)p + at + p[at + 15] * 8u, get_le16(p + at + 48));
+		klen = get_le16(p + at + 38);
+		e.key_hash = record_key_hash((const char *)p + at + front - get_le16(p + at + 44) - klen, klen);
 		batch_entry_encode(dir + (size_t)n * BATCH_ENTRY_SIZE, &e);
 		at += len;
 	}
@@ -315,25 +316,20 @@ repair_batch(struct repair *rp, uint8_t *p, size_t left, uint32_t seg, uint64_t 
 
 	if (left < BATCH_HEADER_SIZE || get_le32(p + 8) != BATCH_MAGIC)
 		return 0;
-	h.count = get_le32(p + 36);
-	h.body = get_le32(p + 48);
+	h.count = get_le32(p + 32) & 0xffffff;
+	h.pad = p[35] * 8u;
+	h.body = get_le32(p + 12);
 	size = batch_size(&h);
 	if (size > left)
 		return 0;
 	if (rp->relink) {
-		put_le32(p + 32, seg);
-		put_le64(p + 40, off);
 		put_le64(p + 16, rp->number + 1);
 		put_le64(p + 24, rp->sum);
 	}
-	h.seg = get_le32(p + 32);
-	h.number = get_le64(p + 16);
-	repair_records(p + BATCH_HEADER_SIZE, h.body, p + BATCH_HEADER_SIZE + h.body, h.count);
-	batch_trailer_encode(p + BATCH_HEADER_SIZE + h.body, &h, seed);
-	put_le64(p + 64, h.dir_sum);
-	rp->sum = XXH3_64bits_withSeed(p + 8, BATCH_HEADER_SIZE - 8, seed);
+	repair_records(p + BATCH_HEADER_SIZE, h.body, p + BATCH_HEADER_SIZE + h.body + h.pad, h.count);
+	fuzz_frame(p, &h, seg, off, seed);
+	rp->sum = h.sum;
 	rp->number = h.number;
-	put_le64(p, rp->sum);
 	return (size_t)size;
 }
 
