@@ -130,6 +130,7 @@ test_reads_see_what_was_written(void **state)
 
 	io_pwritev(f->io, &w.req, f->disk, f->fd, iov, 2, 4096, RWF_DSYNC);
 	assert_int_equal(io_inflight(f->io), 1);
+	assert_int_equal(io_reading(f->io), 0);
 	assert_int_equal(w.calls, 0);
 	run_until(f->io, &w.calls, 1);
 	assert_int_equal(w.res, 12);
@@ -140,8 +141,10 @@ test_reads_see_what_was_written(void **state)
 	assert_int_equal(s.res, 0);
 
 	io_pread(f->io, &r.req, f->disk, f->fd, buf, sizeof(buf), 4096);
+	assert_int_equal(io_reading(f->io), 1);
 	run_until(f->io, &r.calls, 1);
 	assert_int_equal(r.res, 12); /* short, at the end of the file */
+	assert_int_equal(io_reading(f->io) + io_inflight(f->io), 0);
 	assert_memory_equal(buf, "hello, world", 12);
 
 	iov[0].iov_base = buf;

@@ -106,6 +106,12 @@ io_inflight(const struct io *io)
 	return io->inflight;
 }
 
+unsigned
+io_reading(const struct io *io)
+{
+	return io->reading;
+}
+
 int
 io_execute(const struct io_req *req)
 {
@@ -204,7 +210,7 @@ run_list(struct io *io, struct io_list l)
 	for (req = l.head; req; req = next, n++) {
 		next = req->next;
 		if (req->op != IO_OP_POLL)
-			io->inflight--;
+			io_ended(io, req);
 		req->done(req, req->res);
 	}
 	return n;
@@ -293,6 +299,7 @@ static void
 start(struct io *io, struct io_req *req)
 {
 	io->inflight++;
+	io->reading += req->op == IO_OP_READ;
 	if (req->disk->real_fds)
 		io->impl->start(io, req);
 	else

@@ -101,5 +101,7 @@ int io_run(struct io *io, int64_t timeout_ns);
 
 /** Operations submitted and not yet completed, without polls. */
 unsigned io_inflight(const struct io *io);
+/** Those of them that are reads. */
+unsigned io_reading(const struct io *io);
 
 #endif

@@ -44,6 +44,7 @@ struct io {
 	enum io_backend backend;
 	int reason;        /* why IO_AUTO did not take io_uring */
 	unsigned inflight; /* reads, writes, syncs that are started and whose done has not been called */
+	unsigned reading;  /* the reads among them */
 	int wakefd;        /* eventfd; written when a sender finds the owner asleep */
 	struct io_list ready; /* finished; done is called by the next io_run */
 
@@ -68,6 +69,14 @@ io_list_add(struct io_list *l, struct io_req *req)
 
 /** Unlink `req` from `l`. Return: whether it was there. */
 bool io_list_del(struct io_list *l, struct io_req *req);
+
+/** `req`, which is no poll, is about to be done. Owner. */
+static inline void
+io_ended(struct io *io, const struct io_req *req)
+{
+	io->inflight--;
+	io->reading -= req->op == IO_OP_READ;
+}
 
 /** Prepare the shared part. Return: 0 or -errno. */
 int io_init(struct io *io, const struct io_impl *impl, enum io_backend backend);

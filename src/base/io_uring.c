@@ -212,7 +212,7 @@ uring_reap(struct io *io)
 			continue;
 		}
 		if (req->op != IO_OP_NONE && req->op != IO_OP_POLL)
-			io->inflight--;
+			io_ended(io, req);
 		n++;
 		req->done(req, res);
 	}

@@ -68,7 +68,7 @@ struct worker {
 	struct uring_worker *uring; /* NULL: only /dev/fuse */
 
 	/* Adaptive polling: see transport_dev.c */
-	int spin_credit;
+	int spin_credit, read_credit;
 	bool worked; /* since it last found nothing to do */
 
 	/* Gathering: see transport_uring.c */
@@ -185,6 +185,9 @@ void dev_arm(struct worker *w);
 
 /** One turn of a worker whose requests come over /dev/fuse: handle what is there, or wait. */
 void dev_turn(struct worker *w);
+
+/** Nothing to do: wait for requests and completions, polling first if that has paid lately. Return: as io_run(), without bound. */
+int worker_wait(struct worker *w);
 
 /** Whether the kernel's parameter enable_uring is on. Return: 0 or -errno. */
 int uring_check_kernel(void);

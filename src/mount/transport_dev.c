@@ -8,8 +8,11 @@
  * Polling is adaptive. A worker earns credit when a request comes within the polling time, whether it was polling then
  * or had just fallen asleep, and loses credit when it polled in vain. Without credit it sleeps at once: an idle mount
  * costs nothing. At most half the CPUs poll at a time, since whoever makes the requests needs one as well, and each
- * round offers the CPU to others. A worker with something on its way to or from the disk does not poll: its completion
- * wakes it, and the disk's own threads can use the CPU (16 durable writers: 10 % less time for each PUT).
+ * round offers the CPU to others. While it reads from the disk a worker polls for longer and with a credit of its own,
+ * over io_uring too, where requests alone are no reason: to wake a sleeping CPU takes half as long as to read a fast disk
+ * (a cold GET 136 -> 129 us over /dev/fuse, 117 -> 104 over io_uring, on a virtual machine). A worker with something on
+ * its way to the disk does not poll: its completion wakes it, and the disk's own threads can use the CPU (16 durable
+ * writers: 10 % less time for each PUT; one: two thirds of the processor time).
  *
  * Threads: workers only. Knows nothing of the file system.
  */
@@ -25,6 +28,7 @@ enum {
 	BURST = 16,        /* requests in a row before completions get their turn */
 	CREDIT_MAX = 8,
 	CREDIT_LOSS = 2,
+	READ_FACTOR = 3,   /* polling times while the disk is being read */
 };
 
 /* Requests that libfuse does not answer, or not always. */
@@ -83,14 +87,28 @@ dev_arm(struct worker *w)
 	io_poll(w->io, &w->poll, w->s->devfd, POLLIN | EPOLLEXCLUSIVE);
 }
 
+/* How long it pays to poll for what is waited for, and what that has earned lately. */
+static uint64_t
+poll_ns(const struct worker *w)
+{
+	return (uint64_t)w->s->cfg.spin_us * 1000 * (io_reading(w->io) ? READ_FACTOR : 1);
+}
+
+static int *
+credit(struct worker *w)
+{
+	return io_reading(w->io) ? &w->read_credit : &w->spin_credit;
+}
+
+/* May it poll now? If so, w->s->spinners counts it. */
 static bool
 may_spin(struct worker *w)
 {
 	struct session *s = w->s;
 
-	if (!s->cfg.spin_us || s->ncpus < 2 || w->spin_credit <= 0)
+	if (s->ncpus < 2 || *credit(w) <= 0)
 		return false;
-	if (io_inflight(w->io) > (unsigned)w->poll_armed)
+	if (io_inflight(w->io) > io_reading(w->io))
 		return false; /* those who wait for the disk will not ask for anything before that wakes us */
 	if (atomic_fetch_add(&s->spinners, 1) < s->ncpus / 2)
 		return true;
@@ -98,37 +116,55 @@ may_spin(struct worker *w)
 	return false;
 }
 
-/* Poll for requests and completions. Return: whether something came. */
-static bool
+/* Poll for completions, and for requests to /dev/fuse if they come from there. Return: how many of either came. */
+static int
 spin(struct worker *w)
 {
-	uint64_t end = session_now_ns() + (uint64_t)w->s->cfg.spin_us * 1000;
-	bool got = false;
+	uint64_t end = session_now_ns() + poll_ns(w);
+	int *cr = credit(w), n;
 
 	do {
-		got = dev_take(w) != 0 || io_run(w->io, 0) != 0 || atomic_load(&w->s->ending);
-		if (!got)
+		n = w->uring ? 0 : dev_take(w);
+		n = n ? 1 : io_run(w->io, 0);
+		if (!n)
 			sched_yield();
-	} while (!got && session_now_ns() < end);
+	} while (!n && !atomic_load(&w->s->ending) && session_now_ns() < end);
 	atomic_fetch_sub(&w->s->spinners, 1);
 
-	if (got && w->spin_credit < CREDIT_MAX)
-		w->spin_credit++;
-	else if (!got)
-		w->spin_credit -= CREDIT_LOSS;
-	return got;
+	if (n && *cr < CREDIT_MAX)
+		(*cr)++;
+	else if (!n)
+		*cr -= CREDIT_LOSS;
+	return n;
 }
 
-static void
-sleep_until_something(struct worker *w)
+int
+worker_wait(struct worker *w)
 {
-	uint64_t t = w->s->cfg.spin_us ? session_now_ns() : 0;
+	bool polls = w->s->cfg.spin_us && (!w->uring || io_reading(w->io)), armed;
+	uint64_t limit, t;
+	int *cr, n;
 
-	dev_arm(w);
+	if (polls && may_spin(w)) {
+		n = spin(w);
+		if (n || atomic_load(&w->s->ending)) {
+			counter_inc(&w->spins);
+			return n;
+		}
+	}
+	if (!w->uring)
+		dev_arm(w);
 	counter_inc(&w->sleeps);
-	(void)io_run(w->io, -1); /* an error here will be met again by whoever uses the ring */
-	if (t && !w->poll_armed && session_now_ns() - t < (uint64_t)w->s->cfg.spin_us * 1000)
-		w->spin_credit = w->spin_credit < 0 ? 1 : w->spin_credit + (w->spin_credit < CREDIT_MAX);
+	if (!polls)
+		return io_run(w->io, -1);
+	cr = credit(w);
+	limit = poll_ns(w);
+	armed = w->poll_armed && cr == &w->spin_credit; /* then it is a request that counts */
+	t = session_now_ns();
+	n = io_run(w->io, -1); /* an error here will be met again by whoever uses the ring */
+	if (n > 0 && !(armed && w->poll_armed) && session_now_ns() - t < limit)
+		*cr = *cr < 0 ? 1 : *cr + (*cr < CREDIT_MAX);
+	return n;
 }
 
 void
@@ -147,15 +183,6 @@ dev_turn(struct worker *w)
 		sched_yield();
 		return;
 	}
-	if (may_spin(w)) {
-		bool got = spin(w);
-
-		(void)worker_answer_barriers(w);
-		if (got) {
-			counter_inc(&w->spins);
-			return;
-		}
-	}
-	sleep_until_something(w);
+	(void)worker_wait(w);
 	(void)worker_answer_barriers(w);
 }

@@ -643,9 +643,9 @@ uring_turn(struct worker *w)
 	if (probing)
 		timeout_ns = 0;
 	if (timeout_ns >= 0 || !gather(w)) {
-		if (timeout_ns)
+		if (timeout_ns > 0)
 			counter_inc(&w->sleeps);
-		w->worked = io_run(w->io, timeout_ns) > 0; /* an error here will be met again by whoever uses the ring */
+		w->worked = (timeout_ns < 0 ? worker_wait(w) : io_run(w->io, timeout_ns)) > 0; /* an error will be met again */
 	}
 	probes_look(w, filled);
 }

@@ -305,7 +305,7 @@ batch_trailer_decode(const uint8_t *dir, uint32_t seg, uint64_t dir_off, uint64_
 		return -EIO;
 	h->body = (uint32_t)total;
 	h->off = dir_off - total - BATCH_HEADER_SIZE;
-	return batch_sane(h) && dir_sum(dir, h, seed) == h->dir_sum ? 0 : -EIO;
+	return batch_sane(h) && all_zero(dir, h->pad) && dir_sum(dir, h, seed) == h->dir_sum ? 0 : -EIO;
 }
 
 int
