@@ -26,7 +26,7 @@ const struct cx_plant cx_plants[] = {
 	{ "checkpoint-before-log", "the checkpoint is published before the log it speaks of is flushed" },
 	{ "publish-before-flush", "durable commits are acknowledged when they are written" },
 	{ "record-checksum", "records that fail their checksum are loaded" },
-	{ "batch-generation", "old batches in recycled space count: segment, place, number and chain are not compared" },
+	{ "batch-generation", "old batches in recycled space count: number and chain are not compared" },
 	{ "batch-atomicity", "the two records of a rename go into two batches" },
 	{ "tombstone-retention", "compaction drops tombstones while older records of the key exist" },
 	{ "tombstone-range", "a key's oldest segment is noted too young, so tombstones go too early" },
