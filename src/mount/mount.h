@@ -166,7 +166,7 @@ struct node {
 enum handle_kind { H_READ, H_EDIT, H_REPL, H_DIR, H_CTL };
 
 struct handle {
-	enum handle_kind kind;
+	_Atomic enum handle_kind kind; /* never changes; op_flush() looks at it without m->lock */
 	struct list all;       /* in m->handles */
 	struct key *key;
 	struct node *node;

@@ -42,7 +42,7 @@ handle_new(struct rq *r, enum handle_kind kind, struct key *k, struct node *n)
 
 	if (!h)
 		return NULL;
-	h->kind = kind;
+	atomic_store_explicit(&h->kind, kind, memory_order_release);
 	h->key = k ? key_ref(k) : NULL;
 	h->node = n;
 	h->opener = r->pid;
