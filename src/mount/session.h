@@ -27,7 +27,7 @@ struct session_config {
 	unsigned threads;         /* 0: one per CPU we may run on */
 	/*
 	 * Poll this long without sleeping while requests keep coming; one CPU: never. Over io_uring nobody polls, but what many
-	 * programs ask for at a time is gathered for 20 us. 0: neither.
+	 * programs ask for at a time is gathered for 60 us. 0: neither.
 	 */
 	unsigned spin_us;
 	enum io_backend io;

@@ -24,9 +24,9 @@
  * to be free still, or one that was committed since has come back to the kernel for good.
  *
  * A worker that sleeps is woken by each request, and where the scheduler gives it the CPU at once (a daemon is a group of its own
- * to it) every one costs two switches. So when four programs or more have asked within the last millisecond, it first stays
- * away for 20 us: meanwhile those whom it has just answered run, and what they ask for is found together. One that waits for the
- * disk does not.
+ * to it) every one costs two switches. So when eight requests came from four programs or more within 0.4 ms, it first stays
+ * away for 60 us: meanwhile those whom it has just answered run, and what they ask for is found together. One that waits for the
+ * disk does not. (20 us are enough for three or four programs of a CPU, and then it is three or four requests a switch.)
  *
  * FORGET, INTERRUPT and, if a registration fails, everything still comes over /dev/fuse.
  *
@@ -341,8 +341,8 @@ entry_done(struct io_req *req, int res)
 
 enum {
 	CROWD = 4,            /* programs among the last CROWD_LOOK requests */
-	CROWD_NS = 1000000,   /* in which these have come */
-	GATHER_NS = 20000,
+	CROWD_NS = 400000,    /* in which these have come */
+	GATHER_NS = 60000,
 	GATHER_SLACK_NS = 1000, /* of the timer; the default is 50 us */
 };
 
