@@ -135,6 +135,7 @@ CRASH_WRAP := getrandom log_store_open log_recover compact_step checkpoint_write
 	expire_op record_decode batch_header_decode batch_trailer_check tomb_needed first_segment op_try
 $(BUILD)/tests/test_crash: TEST_WRAP := $(CRASH_WRAP:%=-Wl,--wrap=%)
 ALLOC_WRAP := malloc calloc realloc posix_memalign aligned_alloc
+$(BUILD)/tests/test_log_direct: TEST_WRAP := -Wl,--wrap=realloc
 $(BUILD)/tests/test_crash_faults $(BUILD)/tests/test_counts: TEST_WRAP := $(ALLOC_WRAP:%=-Wl,--wrap=%)
 
 $(TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TESTLIB) $(CTLLIB) $(LIB)

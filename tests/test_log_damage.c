@@ -393,10 +393,48 @@ readonly_log_changes_nothing(void **state)
 	env_free(&e);
 }
 
+/*
+ * A checkpoint names a place behind the file's end, which is not a multiple of 8. The log goes on in the next segment, whose first
+ * batch says that all of the one before was durable: it must not be the torn tail of what lies before it.
+ */
+static void
+an_end_that_is_no_multiple_of_8(void **state)
+{
+	(void)state;
+	env_be_quiet();
+	for (unsigned extra = 0; extra < 8; extra++) {
+		struct env e = env_new(true, 1 << 20);
+		struct seen s = { .all_known = true };
+		struct log_pos cut, end;
+
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		for (uint64_t i = 1; i <= 3; i++)
+			(void)put_one(&e, i, LOG_DURABLE);
+		cut = log_tail(e.lg);
+		for (uint64_t i = 4; i <= 6; i++)
+			(void)put_one(&e, i, LOG_DURABLE);
+		end = log_tail(e.lg);
+		env_close(&e);
+		assert_int_equal(simdisk_cut(e.d, "seg-00000001.log", cut.off + extra), 0);
+		assert_int_equal(env_open(&e, end, seen_event, &s), 0); /* as with a checkpoint */
+		assert_true(s.gaps > 0);
+		seen_free(&s);
+		assert_int_equal(put_one(&e, 7, LOG_DURABLE).err, 0); /* acknowledged, durable */
+		env_close(&e);
+		memset(&s, 0, sizeof(s));
+		assert_int_equal(env_open(&e, start, seen_event, &s), 0); /* the checkpoint is lost */
+		assert_int_equal(s.number[s.n - 1], 7);
+		assert_int_equal(e.cut, 0);
+		seen_free(&s);
+		env_free(&e);
+	}
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_end_that_is_no_multiple_of_8),
 		cmocka_unit_test(every_flipped_byte_is_reported_or_a_torn_tail),
 		cmocka_unit_test(damaged_record_is_named_by_the_hash_of_its_key),
 		cmocka_unit_test(overwritten_ranges_are_reported),

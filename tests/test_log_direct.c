@@ -5,7 +5,10 @@
  */
 #include "loglib.h"
 
+#include "allocwrap.h"
+
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* The disk of a test with some operations in front of it. */
@@ -17,6 +20,8 @@ static struct {
 	unsigned nfds, refused;
 	uint64_t from[64], len[64]; /* what was to be read in */
 	unsigned nread;
+	void (*meanwhile)(void *arg); /* runs once, in the next write */
+	void *meanwhile_arg;
 } front;
 
 static int
@@ -32,6 +37,11 @@ front_open_direct(struct disk *d, const char *name, uint32_t *align)
 static ssize_t
 front_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, int rwf)
 {
+	void (*fn)(void *arg) = front.meanwhile;
+
+	front.meanwhile = NULL;
+	if (fn)
+		fn(front.meanwhile_arg);
 	for (unsigned i = 0; front.refuse && i < front.nfds; i++) {
 		if (front.fds[i] == fd) {
 			front.refused++;
@@ -329,10 +339,80 @@ failures_are_those_of_other_writes(void **state)
 	}
 }
 
+static size_t no_memory; /* reallocations of that many bytes fail */
+
+struct later {
+	struct log *lg;
+	struct put *p;
+	size_t cap;
+};
+
+static void
+append_now(void *arg)
+{
+	struct later *l = arg;
+
+	assert_int_equal(put_append(l->lg, l->p, 3, 1, l->cap, false), 0);
+}
+
+void *
+__wrap_realloc(void *p, size_t n)
+{
+	return no_memory && n >= no_memory ? NULL : __real_realloc(p, n);
+}
+
+/*
+ * An append opens a batch behind one that waits, and then has no memory for its entries: the batch stays open, empty, at the end of
+ * the one before. That one must not grow over it when it is written.
+ */
+static void
+an_empty_batch_behind_is_not_overlapped(void **state)
+{
+	static uint8_t big[102240];
+
+	(void)state;
+	env_be_quiet();
+	for (unsigned size = 16; size < 528; size += 8) {
+		struct env e = env_new(true, 16 << 20);
+		struct put *p = put_new(&e, LOG_DURABLE), *q = put_new(&e, LOG_DURABLE);
+		struct put *after = put_new(&e, LOG_WRITTEN);
+		struct record r[41];
+		struct log_append a = { .io = e.io };
+		struct seen s = { .all_known = true };
+
+		put_front(e.d);
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		assert_int_equal(put_append(e.lg, p, 1, 1, size, false), 0);
+		env_pump(&e); /* opens the segment for direct writes */
+		assert_int_equal(put_append(e.lg, q, 2, 1, size, false), 0); /* waits */
+		memset(r, 0, sizeof(r));
+		for (unsigned i = 0; i < 41; i++)
+			r[i] = (struct record){ .type = REC_DATA, .seq = 3, .payload = big, .payload_size = sizeof(big) };
+		no_memory = BATCH_PAD_MAX + 64 * BATCH_ENTRY_SIZE; /* entries for more than 32 records */
+		assert_int_equal(log_append(e.lg, &a, r, 41, NULL, false), -ENOMEM);
+		no_memory = 0;
+		struct later l = { e.lg, after, size };
+		front.meanwhile = append_now;
+		front.meanwhile_arg = &l;
+		log_kick(e.lg, e.io); /* q is written, durable: its completion has not run */
+		env_pump(&e);
+		assert_int_equal(p->done + q->done + after->done, 3);
+		assert_int_equal(p->err | q->err | after->err, 0);
+		env_close(&e);
+		assert_int_equal(env_open(&e, start, seen_event, &s), 0);
+		assert_int_equal(s.n, 3);
+		assert_int_equal(s.damaged + s.gaps, 0);
+		seen_free(&s);
+		free(p), free(q), free(after);
+		env_free(&e);
+	}
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_empty_batch_behind_is_not_overlapped),
 		cmocka_unit_test(a_durable_batch_is_one_write_of_its_sectors),
 		cmocka_unit_test(a_batch_fills_the_sector_that_it_nearly_fills),
 		cmocka_unit_test(the_sector_before_is_kept),

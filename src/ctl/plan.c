@@ -29,7 +29,8 @@ static const struct {
 	double extent;            /* log, B: an extent in a list; kvfs-format(5) */
 	double directory;         /* log, B: a record's entry in its batch's directory; kvfs-format(5) */
 	double batch;             /* log, B: header and trailer of a batch; kvfs-format(5) */
-	double sectors;           /* disk, B: of a durable batch beyond its own: shared sectors, filled ones; scripts/bench bytes- */
+	double pad;               /* log, B: of a durable batch: zeros to a sector's end, on average; scripts/bench bytes-new */
+	double sectors;           /* disk, B: of a durable batch beyond its own: the sectors it shares; scripts/bench bytes-new */
 	double zeros_below;       /* B: for durable batches below this mean the log is written twice, first as zeros; segment.c */
 	double checkpoint_entry;  /* disk, B: a key in a checkpoint, without its name; checkpoint.c */
 	double load_keys;         /* keys/s: loading a checkpoint; kvbench start, after clean, page cache dropped */
@@ -50,7 +51,8 @@ static const struct {
 	.extent = 32,
 	.directory = 16,
 	.batch = 88,
-	.sectors = 430,
+	.pad = 20,
+	.sectors = 400,
 	.zeros_below = 32768,
 	.checkpoint_entry = 56,
 	.load_keys = 4e6,
@@ -152,7 +154,7 @@ compute_rates(const struct plan_input *in, struct plan *p)
 	double batches = puts / together, log;
 
 	p->write_amplification = compaction_cost((double)in->compact_percent);
-	log = puts * (double)p->record + batches * k.batch;
+	log = puts * (double)p->record + batches * (k.batch + (in->durable ? k.pad : 0));
 	p->log_rate = log * p->write_amplification;
 	p->checkpoint_rate = p->log_rate / (double)in->checkpoint_interval * checkpoint;
 	p->write_rate = p->log_rate + p->checkpoint_rate + (in->durable ? batches * k.sectors : 0);

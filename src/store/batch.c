@@ -16,7 +16,7 @@
  *    8 u32 magic "KVB2"    12 u32 bytes of records
  *   16 u64 batch number    24 u64 checksum of the batch before
  *   32 u32 number of records | number of zeros / 8 << 24
- *   36 u32, 40 u32 durable point (segment, offset / 8) when this batch was written
+ *   36 u32, 40 u32 durable point (segment, offset / 8, rounded up) when this batch was written
  *   44 u32 epoch (one more after each recovery)   48 u64 checksum of the directory   56 i64 time
  * Directory: per record u64 XXH3-64 of the key (0: no key), u32 record size, u32 low half of its head checksum.
  * Trailer (24 bytes):
@@ -162,7 +162,8 @@ header_sum(const uint8_t *buf, uint32_t seg, uint64_t off, uint64_t seed)
 void
 batch_header_encode(uint8_t *buf, struct batch_header *h, uint64_t seed)
 {
-	uint64_t durable = h->durable.off / 8; /* of a damaged log it may be any number; saying less does no harm */
+	/* That of a damaged log may be any number. Rounded down it would make a torn tail of what is known to have been lost. */
+	uint64_t durable = h->durable.off / 8 + (h->durable.off % 8 != 0);
 
 	put_le32(buf + 8, BATCH_MAGIC);
 	put_le32(buf + 12, h->body);
@@ -300,6 +301,8 @@ batch_trailer_decode(const uint8_t *dir, uint32_t seg, uint64_t dir_off, uint64_
 	get_counts(t + 4, h);
 	h->number = get_le64(t + 8);
 	h->dir_sum = get_le64(t + 16);
+	if (dir_size(h) != off - dir_off) /* it was read once more, and is not what it was */
+		return -EIO;
 	total = dir_total(dir, h);
 	if (total > BATCH_BODY_CAP || total + BATCH_HEADER_SIZE > dir_off)
 		return -EIO;

@@ -432,7 +432,7 @@ pad_batch(struct log *lg, struct batch *b)
 	uint64_t max = lg->cfg.max_size, end = batch_end(b).off;
 	uint32_t pad;
 
-	if (b->seg->used != end || lg->active != b->seg)
+	if (b->seg->used != end || lg->active != b->seg || lg->open_batch) /* which may be empty, and still has its place */
 		return;
 	pad = log_direct_pad(lg, b->seg, end, batch_total(b));
 	if (!pad || end + pad > b->seg->soft || end + pad > lg->cfg.segment_size ||
