@@ -303,6 +303,15 @@ sim_pwritev(struct disk *d, int fd, const struct iovec *iov, int n, off_t off, i
 	return late ? ret : (ssize_t)len;
 }
 
+static bool
+was_just_cut(const struct simdisk *sd, unsigned file)
+{
+	for (uint64_t i = sd->nrec; i > 0; i--)
+		if (sd->rec[i - 1].file == file)
+			return sd->rec[i - 1].op == SIM_FTRUNCATE;
+	return false;
+}
+
 static int
 sim_fdatasync(struct disk *d, int fd)
 {
@@ -315,6 +324,7 @@ sim_fdatasync(struct disk *d, int fd)
 	f = file_of(sd, fd, &file);
 	ret = fault(sd, SIM_FDATASYNC, f->name);
 	(void)is_late(&ret); /* the same here */
+	sd->cut_failures += ret < 0 && was_just_cut(sd, file);
 	if (ret != -EINTR && ret != -EAGAIN && !(sd->ignore & SIM_FDATASYNC && concerns(sd, f->name)))
 		record(sd, SIM_FDATASYNC, file)->failed = ret < 0;
 	pthread_mutex_unlock(&sd->lock);
@@ -609,6 +619,18 @@ void
 simdisk_heal(struct disk *d)
 {
 	simdisk_fail(d, 0, 0, 0, false);
+}
+
+uint64_t
+simdisk_cut_failures(struct disk *d)
+{
+	struct simdisk *sd = sim_of(d);
+	uint64_t n;
+
+	pthread_mutex_lock(&sd->lock);
+	n = sd->cut_failures;
+	pthread_mutex_unlock(&sd->lock);
+	return n;
 }
 
 uint64_t

@@ -70,6 +70,8 @@ void simdisk_fail_next(struct disk *d, int err);
 void simdisk_heal(struct disk *d);
 /** How many operations were made to fail so far. */
 uint64_t simdisk_failures(struct disk *d);
+/** Of these, the flushes of a file whose last operation was that it was cut. */
+uint64_t simdisk_cut_failures(struct disk *d);
 /** How many operations of these kinds there have been. */
 uint64_t simdisk_count(struct disk *d, unsigned ops);
 

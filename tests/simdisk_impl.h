@@ -103,6 +103,7 @@ struct simdisk {
 	uint64_t counts[13];
 	unsigned fail_ops, ignore;
 	uint64_t fail_after, failures;
+	uint64_t cut_failures; /* of them: flushes of a file that was just cut */
 	int fail_err, fail_next;
 	bool fail_sticky;
 	char only[32];

@@ -275,10 +275,49 @@ crash_around_retiring_never_misses_or_revives(void **state)
 	env_free(&e);
 }
 
+/*
+ * Where a segment ends the next one's header says: that one is deleted only when the cut is on disk, so that a start without a
+ * checkpoint never takes old bytes behind the end for damage.
+ */
+static void
+a_segment_stays_until_the_one_before_is_cut(void **state)
+{
+	struct env e = env_new(false, 16 << 10);
+	struct log_segment_info info[64];
+	struct disk *cut;
+
+	(void)state;
+	env_be_quiet();
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	for (uint64_t i = 1; i <= 60; i++)
+		(void)put_one(&e, i, LOG_WRITTEN);
+	assert_in_range(log_segments(e.lg, info, 64), 5, 64);
+	assert_int_equal(info[1].id, 2);
+	assert_int_equal(log_segment_retire(e.lg, 3), 0);
+	env_pump(&e);
+	(void)put_one(&e, 61, LOG_DURABLE);
+	simdisk_fail(e.d, SIM_FTRUNCATE, 1, -EIO, true);
+	assert_int_equal(log_service(e.lg), -EIO);
+	assert_true(log_segment_exists(e.lg, 3));
+	simdisk_fail(e.d, SIM_FDATASYNC, 1, -EIO, true);
+	assert_int_equal(log_service(e.lg), -EIO);
+	assert_true(log_segment_exists(e.lg, 3));
+	simdisk_heal(e.d);
+	assert_int_equal(log_service(e.lg), 0);
+	assert_int_equal(log_service(e.lg), 0);
+	assert_false(log_segment_exists(e.lg, 3));
+	cut = simdisk_crash(e.d, simdisk_recorded(e.d), UINT64_MAX, SIM_LOST, 0);
+	assert_int_equal(simdisk_file_size(cut, "seg-00000003.log"), -ENOENT);
+	assert_int_equal(simdisk_file_size(cut, "seg-00000002.log"), info[1].used);
+	disk_destroy(cut);
+	env_free(&e);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_segment_stays_until_the_one_before_is_cut),
 		cmocka_unit_test(replay_starts_at_the_given_place),
 		cmocka_unit_test(log_shorter_than_its_checkpoint_is_reported),
 		cmocka_unit_test(lost_end_of_the_log_destroys_nothing_else),

@@ -421,15 +421,24 @@ segment_low(const struct log *lg)
 	return s->used + low > s->soft;
 }
 
-/* Retired segments whose retirement is durable and that are not gone, or gone and unpinned. tab_lock held. */
+/*
+ * Retired segments whose retirement is durable and that are not gone, or gone and unpinned. The header of a segment says where the
+ * one before ends: it stays until that one has been cut there. lock and tab_lock held.
+ */
 static struct segment *
 next_to_delete(struct log *lg, struct log_pos durable)
 {
+	bool uncut = false;
+
 	for (uint32_t i = 0; i < lg->nsegs; i++) {
 		struct segment *s = lg->segs[i];
 
-		if (s && s->retired && (s->gone ? !s->pins : log_pos_cmp(s->retire_end, durable) <= 0))
+		if (!s)
+			continue;
+		if (s->retired && (s->gone ? !s->pins : !uncut && log_pos_cmp(s->retire_end, durable) <= 0))
 			return s;
+		if (!s->gone)
+			uncut = s->trim;
 	}
 	return NULL;
 }
@@ -454,7 +463,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	pthread_mutex_lock(&lg->tab_lock);
 	for (uint32_t i = 0; lg->trims && i < lg->nsegs && !*trim; i++) {
 		s = lg->segs[i];
-		if (s && s->trim && s->id < lg->written_pos.seg)
+		if (s && s->trim && s->id < lg->written_pos.seg && log_pos_cmp(log_pos_make(s->id, s->used), durable) <= 0)
 			*trim = s;
 	}
 	if (lg->active && lg->active->used > lg->cfg.segment_size - lg->cfg.segment_size / 4 &&
@@ -512,14 +521,19 @@ segment_sync_dir(struct log *lg)
 	return r;
 }
 
-/* Give the space behind a sealed segment's end back. */
+/* Give the space behind a sealed segment's end back; all before it is durable, so a flush that fails says nothing of that. */
 static int
 trim_segment(struct log *lg, struct segment *s)
 {
+	const struct disk_ops *ops = lg->cfg.disk->ops;
 	int r;
 
 	pthread_mutex_lock(&lg->space_lock);
-	LOG_RETRY(r, lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)s->used));
+	LOG_RETRY(r, ops->ftruncate(lg->cfg.disk, s->fd, (off_t)s->used));
+	pthread_mutex_unlock(&lg->space_lock);
+	if (!r)
+		LOG_RETRY(r, ops->fdatasync(lg->cfg.disk, s->fd));
+	pthread_mutex_lock(&lg->space_lock);
 	if (!r) {
 		pthread_mutex_lock(&lg->lock);
 		s->alloc = s->soft = s->used;
@@ -574,9 +588,11 @@ delete_retired(struct log *lg)
 
 	pthread_mutex_lock(&lg->space_lock);
 	while (!r) {
+		pthread_mutex_lock(&lg->lock);
 		pthread_mutex_lock(&lg->tab_lock);
 		s = next_to_delete(lg, durable);
 		pthread_mutex_unlock(&lg->tab_lock);
+		pthread_mutex_unlock(&lg->lock);
 		if (!s)
 			break;
 		r = delete_segment(lg, s);
