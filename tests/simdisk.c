@@ -564,16 +564,21 @@ simdisk_new(void)
 
 /* ---- settings and questions ---- */
 
-uint64_t
-simdisk_recorded(struct disk *d)
+static uint64_t
+counted(struct simdisk *sd, const uint64_t *counter)
 {
-	struct simdisk *sd = sim_of(d);
 	uint64_t n;
 
 	pthread_mutex_lock(&sd->lock);
-	n = sd->nrec;
+	n = *counter;
 	pthread_mutex_unlock(&sd->lock);
 	return n;
+}
+
+uint64_t
+simdisk_recorded(struct disk *d)
+{
+	return counted(sim_of(d), &sim_of(d)->nrec);
 }
 
 enum sim_op
@@ -624,25 +629,13 @@ simdisk_heal(struct disk *d)
 uint64_t
 simdisk_cut_failures(struct disk *d)
 {
-	struct simdisk *sd = sim_of(d);
-	uint64_t n;
-
-	pthread_mutex_lock(&sd->lock);
-	n = sd->cut_failures;
-	pthread_mutex_unlock(&sd->lock);
-	return n;
+	return counted(sim_of(d), &sim_of(d)->cut_failures);
 }
 
 uint64_t
 simdisk_failures(struct disk *d)
 {
-	struct simdisk *sd = sim_of(d);
-	uint64_t n;
-
-	pthread_mutex_lock(&sd->lock);
-	n = sd->failures;
-	pthread_mutex_unlock(&sd->lock);
-	return n;
+	return counted(sim_of(d), &sim_of(d)->failures);
 }
 
 uint64_t
