@@ -445,6 +445,8 @@ struct walk {
 int walk_batches(struct walk *w);
 /** Next valid header or trailer at or after `from`: its batch begins at *start. Return: 1 header, 2 trailer, 0 none, -errno. */
 int walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header *h);
+/** The header of the batch that ends at `off`, which its trailer leads to. Return: false: there is none. */
+bool walk_batch_before(struct walk *w, uint64_t off, struct batch_header *h);
 /** Read and decode the header of the segment: as segment_header_decode. */
 int walk_segment_header(struct walk *w, struct segment_header *h);
 int walk_gap(struct walk *w, uint64_t off, uint64_t len, bool complete, const char *why);

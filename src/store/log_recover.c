@@ -423,23 +423,6 @@ at_boundary(struct recovery *rc, unsigned i)
 	return walk_gap(&rc->w, f->end, next->h.prev_size - f->end, false, "the segment's file is too short");
 }
 
-/* The header of the batch that ends at `off`, by its trailer. */
-static bool
-batch_that_ends_at(struct walk *w, uint64_t off, struct batch_header *h)
-{
-	uint64_t seed = w->lg->seed, trailer = off - BATCH_TRAILER_SIZE, dir;
-	const uint8_t *p = off >= BATCH_OVERHEAD ? reader_get(&w->r, trailer, BATCH_TRAILER_SIZE) : NULL;
-
-	if (!p || !batch_trailer_peek(p, w->seg->id, trailer, seed, &dir))
-		return false;
-	p = reader_get(&w->r, dir, off - dir);
-	if (!p || batch_trailer_decode(p, w->seg->id, dir, trailer, seed, h))
-		return false;
-	dir = h->off;
-	p = reader_get(&w->r, dir, BATCH_HEADER_SIZE);
-	return p && !batch_header_decode(p, w->seg->id, dir, seed, h) && dir + batch_size(h) == off;
-}
-
 /* The chain at a place inside a segment: from the batch that ends there. */
 static int
 chain_at(struct recovery *rc, unsigned i, uint64_t off, struct chain *c)
@@ -451,7 +434,7 @@ chain_at(struct recovery *rc, unsigned i, uint64_t off, struct chain *c)
 	memset(c, 0, sizeof(*c));
 	if (r)
 		return r;
-	if (batch_that_ends_at(&w, off, &h))
+	if (walk_batch_before(&w, off, &h))
 		*c = (struct chain){ .known = true, .number = h.number, .sum = h.sum, .epoch = h.epoch };
 	if (!c->known) { /* the long way */
 		w.pos = !rc->f[i].head ? rc->f[i].h.size : 0;

@@ -257,14 +257,26 @@ records_ok(const struct view *v)
 	return true;
 }
 
-/* A trailer at `off` whose batch begins at or after `from`. */
+/* What the trailer at `off` says of its batch, whose directory would begin at `dir`. */
 static bool
-trailer_at(struct walk *w, uint64_t from, uint64_t off, uint64_t dir, struct batch_header *h)
+read_trailer(struct walk *w, uint64_t dir, uint64_t off, struct batch_header *h)
 {
 	const uint8_t *p = reader_get(&w->r, dir, off - dir + BATCH_TRAILER_SIZE);
 
-	return p && !batch_trailer_decode(p, w->seg->id, dir, off, w->lg->seed, h) && h->number > w->chain.number &&
-	       h->off >= from;
+	return p && !batch_trailer_decode(p, w->seg->id, dir, off, w->lg->seed, h);
+}
+
+bool
+walk_batch_before(struct walk *w, uint64_t off, struct batch_header *h)
+{
+	uint64_t seed = w->lg->seed, trailer = off - BATCH_TRAILER_SIZE, at;
+	const uint8_t *p = off >= BATCH_OVERHEAD ? reader_get(&w->r, trailer, BATCH_TRAILER_SIZE) : NULL;
+
+	if (!p || !batch_trailer_peek(p, w->seg->id, trailer, seed, &at) || !read_trailer(w, at, trailer, h))
+		return false;
+	at = h->off;
+	p = reader_get(&w->r, at, BATCH_HEADER_SIZE);
+	return p && !batch_header_decode(p, w->seg->id, at, seed, h) && at + batch_size(h) == off;
 }
 
 int
@@ -278,7 +290,7 @@ walk_resync(struct walk *w, uint64_t from, uint64_t *start, struct batch_header 
 		if (!p)
 			break;
 		if (batch_trailer_peek(p, w->seg->id, off, w->lg->seed, &dir)) {
-			if (dir >= from && trailer_at(w, from, off, dir, h)) {
+			if (dir >= from && read_trailer(w, dir, off, h) && h->number > w->chain.number && h->off >= from) {
 				*start = h->off;
 				return 2;
 			}

@@ -22,8 +22,7 @@
  *   then key, xattrs, payload, padding
  *
  * A record is valid if both checksums match and no field is there that says what its absence would (so attributes have one
- * form). The head alone is enough to know whose record it is; a damaged payload is then the loss
- * of one value of a known key.
+ * form). The head alone is enough to know whose record it is; a damaged payload is then the loss of one value of a known key.
  *
  * Layer: store; pure functions, any thread. Knows neither batches nor files.
  */
@@ -40,7 +39,7 @@
 #define HEAD_ATTR   60u /* without what `present` says */
 #define EDIT_SIZE   16u
 #define EXTENT_SIZE 32u
-#define INO_BITS    48
+#define RECORD_INO_BITS 48
 
 enum {
 	HAS_VERSION = 1,
@@ -114,7 +113,7 @@ record_measure(const struct record *r, struct batch_entry *e)
 	uint32_t head = head_size(r->type, present);
 	uint64_t size;
 
-	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX && r->ino >> INO_BITS == 0);
+	assert(head && r->klen <= UINT16_MAX && r->xattr_size <= UINT16_MAX && r->ino >> RECORD_INO_BITS == 0);
 	e->present = present;
 	e->front = head + r->klen + r->xattr_size;
 	size = align8((uint64_t)e->front + r->payload_size);
@@ -170,7 +169,7 @@ encode_front(const struct record *r, uint8_t *p, const struct batch_entry *e)
 	p[11] = (uint8_t)e->present;
 	put_le32(p + 12, r->payload_size);
 	put_le64(p + 24, r->seq);
-	put_le64(p + 32, r->ino | (uint64_t)r->klen << INO_BITS);
+	put_le64(p + 32, r->ino | (uint64_t)r->klen << RECORD_INO_BITS);
 	put_le32(p + 40, r->first_seg);
 	put_le16(p + 44, (uint16_t)r->xattr_size);
 	put_le16(p + 46, 0);
@@ -299,7 +298,7 @@ decode_head(const uint8_t *p, uint32_t head, struct record *r)
 	r->flags = p[10] >> 4;
 	r->payload_size = get_le32(p + 12);
 	r->seq = get_le64(p + 24);
-	r->ino = get_le64(p + 32) & ((UINT64_C(1) << INO_BITS) - 1);
+	r->ino = get_le64(p + 32) & ((UINT64_C(1) << RECORD_INO_BITS) - 1);
 	r->klen = get_le16(p + 38);
 	r->first_seg = get_le32(p + 40);
 	r->xattr_size = get_le16(p + 44);
