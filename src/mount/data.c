@@ -337,7 +337,8 @@ op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	r->nodeid = ino;
 	r->h = (struct handle *)(uintptr_t)fi->fh;
 	r->version = fi->lock_owner;
-	r->flag = atomic_load_explicit(&r->h->kind, memory_order_acquire) == H_REPL && proc_killed(r->pid); /* asked before the lock is taken: two system calls */
+	/* Asked before the lock is taken: two system calls. */
+	r->flag = atomic_load_explicit(&r->h->kind, memory_order_acquire) == H_REPL && proc_killed(r->pid);
 	rq_run(r);
 }
 

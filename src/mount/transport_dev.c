@@ -116,7 +116,7 @@ may_spin(struct worker *w)
 	return false;
 }
 
-/* Poll for completions, and for requests to /dev/fuse if they come from there. Return: how many of either came. */
+/* Poll for requests to /dev/fuse if they come from there, and for completions. Return: as dev_take() or io_run(), 0: in vain. */
 static int
 spin(struct worker *w)
 {
@@ -125,7 +125,8 @@ spin(struct worker *w)
 
 	do {
 		n = w->uring ? 0 : dev_take(w);
-		n = n ? 1 : io_run(w->io, 0);
+		if (!n)
+			n = io_run(w->io, 0);
 		if (!n)
 			sched_yield();
 	} while (!n && !atomic_load(&w->s->ending) && session_now_ns() < end);
