@@ -189,6 +189,7 @@ struct scene {
 	bool strict;     /* nothing may fail */
 	bool apart;      /* flushes apart from writes, as in the other sync modes */
 	bool reached;    /* the failure has happened */
+	bool only_cuts;  /* and only in flushes of a segment that was just cut */
 	unsigned errors; /* refusals and failures */
 	char label[160];
 };
@@ -558,6 +559,7 @@ run(struct scene *s)
 	}
 	armed = false;
 	s->reached |= simdisk_failures(s->sim) != 0;
+	s->only_cuts = s->reached && simdisk_cut_failures(s->sim) == simdisk_failures(s->sim);
 	simdisk_heal(s->sim);
 	r = sl_open(&s->sl);
 	if (r)
@@ -657,7 +659,7 @@ fail_nth(const struct rule *rule, int err, uint64_t n, bool sticky, bool apart, 
 		return false;
 	count[o]++;
 	/* What is in a segment is durable before it is cut, so the flush of the cut alone may fail: it is made again. */
-	if (simdisk_cut_failures(s.sim) && simdisk_cut_failures(s.sim) == simdisk_failures(s.sim))
+	if (s.only_cuts)
 		may |= UNNOTICED | REFUSED;
 	if (!(o & may))
 		complain(&s, o == READ_ONLY ? "became read-only" : o == REFUSED ? "was refused" : o == NOT_OPENED ?
