@@ -152,7 +152,7 @@ answer(struct helper_self *self, const struct helper_ask *q)
 		a.rc = ops->unmount(ops->arg);
 		break;
 	case HELPER_EXIT_CODE:
-		a.rc = process_exit_code(q->tid, &code);
+		a.rc = process_stat(q->tid, PROCESS_EXIT_CODE, &code);
 		a.code = code;
 		break;
 	default:

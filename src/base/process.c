@@ -168,10 +168,8 @@ process_is_dying(pid_t pid)
 	return stat_says_exiting(pid) || kill_is_pending(pid);
 }
 
-#define STAT_EXIT_CODE 52 /* the number of the field */
-
 int
-process_exit_code(pid_t tid, unsigned long *code)
+process_stat(pid_t tid, enum process_field wanted, unsigned long *value)
 {
 	char path[64], line[2048], *p, *end;
 	ssize_t n;
@@ -187,13 +185,13 @@ process_exit_code(pid_t tid, unsigned long *code)
 		return n < 0 ? -errno : -ENODATA;
 	line[n] = '\0';
 	p = strrchr(line, ')'); /* behind the name, which may hold anything */
-	for (int field = 2; p && field < STAT_EXIT_CODE; field++) {
+	for (int field = 2; p && field < (int)wanted; field++) {
 		p = strchr(p, ' ');
 		p = p ? p + 1 : NULL;
 	}
 	if (!p)
 		return -ENODATA;
 	errno = 0;
-	*code = strtoul(p, &end, 10);
+	*value = strtoul(p, &end, 10);
 	return end == p || errno ? -EINVAL : 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * process.h - becoming a daemon whose parent waits until it is of use, and a look at other processes.
- * Layer: base. Start of the program only; one thread.
+ * Layer: base. Start of the program only, by one thread, but for process_stat().
  */
 #ifndef KVFS_BASE_PROCESS_H
 #define KVFS_BASE_PROCESS_H
@@ -29,12 +29,18 @@ int process_detach(int ready_fd);
  */
 void process_close_inherited(void);
 
+/* Fields of /proc/TID/stat, numbered as in proc(5). */
+enum process_field {
+	PROCESS_FLAGS = 9,
+	PROCESS_CPU = 39,       /* where it runs, or ran last */
+	PROCESS_EXIT_CODE = 52, /* of a task on its way out: a signal's number in the low seven bits; 0 also where we may not trace it */
+};
+
 /**
- * The exit code of a task on its way out, as /proc/TID/stat shows it: a signal's number in the low seven bits; 0 also where
- * we may not trace the task. Any thread.
- * Return: 0 or -errno.
+ * What /proc/TID/stat says of a thread. 8 to 11 us. Any thread.
+ * Return: 0 or -errno (-ENOENT, -ESRCH: there is no such thread).
  */
-int process_exit_code(pid_t tid, unsigned long *code);
+int process_stat(pid_t tid, enum process_field field, unsigned long *value);
 
 /**
  * Have all three standard descriptors: one that the caller had closed becomes /dev/null, opened so that using it fails

@@ -9,8 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -39,25 +37,6 @@ proc_same(pid_t opener, pid_t pid, bool *gone)
 		return true;
 	*gone = proc_gone(opener);
 	return false;
-}
-
-/* The n-th (from 3) field of /proc/TID/stat, counted after the command name. */
-static bool
-stat_field(const char *after_comm, int field, unsigned long *out)
-{
-	const char *p = after_comm;
-
-	for (int f = 3; f < field; f++) {
-		p = strchr(p, ' ');
-		if (!p)
-			return false;
-		p++;
-	}
-	char *end;
-
-	errno = 0;
-	*out = strtoul(p, &end, 10);
-	return end != p && errno == 0;
 }
 
 /*
@@ -131,25 +110,9 @@ proc_has_memory(pid_t tid)
 bool
 proc_killed(pid_t tid)
 {
-	char path[64], buf[2048];
 	unsigned long flags, code;
 
-	if (tid == 0 || proc_has_memory(tid))
-		return false;
-	snprintf(path, sizeof path, "/proc/%d/stat", (int)tid);
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return false;
-	ssize_t n = read(fd, buf, sizeof buf - 1);
-
-	close(fd);
-	if (n <= 0)
-		return false;
-	buf[n] = 0;
-	char *p = strrchr(buf, ')');
-
-	if (!p || p[1] != ' ' || !stat_field(p + 2, 9, &flags))
+	if (tid == 0 || proc_has_memory(tid) || process_stat(tid, PROCESS_FLAGS, &flags) != 0)
 		return false;
 	if ((flags & (PF_EXITING | PF_SIGNALED)) != (PF_EXITING | PF_SIGNALED))
 		return false;
@@ -160,7 +123,7 @@ proc_killed(pid_t tid)
 	 */
 	struct helper *h = helper_current();
 
-	if ((h ? helper_exit_code(h, tid, &code) : process_exit_code(tid, &code)) != 0)
+	if ((h ? helper_exit_code(h, tid, &code) : process_stat(tid, PROCESS_EXIT_CODE, &code)) != 0)
 		return true;
 	return code == 0 ? geteuid() != 0 : (code & 0x7f) != 0;
 }
