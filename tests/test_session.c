@@ -374,6 +374,15 @@ setup_dev_spin(void **state)
 	return 0;
 }
 
+/* A worker on each of two CPUs polls in its own way. */
+static int
+setup_dev_two(void **state)
+{
+	(void)setup_dev_spin(state);
+	config.threads = 0;
+	return 0;
+}
+
 static int
 setup_dev_pool(void **state)
 {
@@ -388,6 +397,14 @@ setup_uring(void **state)
 	(void)setup_dir(state);
 	config.transport = TRANSPORT_URING;
 	config.threads = 0;
+	return 0;
+}
+
+static int
+setup_uring_two(void **state)
+{
+	(void)setup_uring(state);
+	config.spin_us = 50;
 	return 0;
 }
 
@@ -751,7 +768,8 @@ test_auto_says_why_it_took_dev(void **state)
 
 #define ON(kind, name) { #name " (" #kind ")", name, setup_##kind, teardown, NULL }
 #define ON_ALL(name) \
-	ON(dev, name), ON(dev_one, name), ON(dev_spin, name), ON(dev_pool, name), ON(uring, name), ON(uring_one, name)
+	ON(dev, name), ON(dev_one, name), ON(dev_spin, name), ON(dev_two, name), ON(dev_pool, name), ON(uring, name), \
+		ON(uring_one, name), ON(uring_two, name)
 
 int
 main(void)

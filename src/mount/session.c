@@ -332,6 +332,27 @@ start_uring(struct worker *w)
 	atomic_store(&s->uring_failed, true); /* the others hear of it with their next request, over /dev/fuse */
 }
 
+/*
+ * Where there are as many workers as CPUs each stays on one. Over io_uring its queue is that CPU's; over /dev/fuse two workers
+ * came to be on one CPU now and then (GET of two clients 17.9 -> 9.9 us), and polling on two CPUs builds on it.
+ */
+static void
+pin(const struct worker *w)
+{
+	unsigned rank = 0;
+	cpu_set_t one;
+
+	if (w->s->nworkers != w->s->ncpus)
+		return;
+	CPU_ZERO(&one);
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+		if (CPU_ISSET(cpu, &w->s->cpus) && rank++ == w->index)
+			CPU_SET(cpu, &one);
+	/* Only slower if it fails. */
+	if (sched_setaffinity(0, sizeof(one), &one) < 0)
+		diag_debug("worker %u cannot be pinned", w->index);
+}
+
 static void *
 worker_main(void *arg)
 {
@@ -341,6 +362,7 @@ worker_main(void *arg)
 	int err = 0;
 
 	current_worker = w;
+	pin(w);
 	snprintf(name, sizeof(name), "fuse-%u", w->index);
 	(void)pthread_setname_np(pthread_self(), name); /* for people who look with ps */
 	if (w->index == 0) {

@@ -26,8 +26,8 @@ struct session_config {
 	enum transport transport; /* AUTO: uring if the kernel's enable_uring is on and it can be set up, else dev */
 	unsigned threads;         /* 0: one per CPU we may run on */
 	/*
-	 * Poll this long without sleeping while requests keep coming; one CPU: never. Over io_uring nobody polls, but what many
-	 * programs ask for at a time is gathered for 60 us. 0: neither.
+	 * Poll this long without sleeping while requests keep coming; one CPU: never. Over io_uring workers poll on two CPUs only,
+	 * and what many programs ask for at a time is gathered for 60 us. 0: neither.
 	 */
 	unsigned spin_us;
 	enum io_backend io;

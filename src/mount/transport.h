@@ -68,7 +68,7 @@ struct worker {
 	struct uring_worker *uring; /* NULL: only /dev/fuse */
 
 	/* Adaptive polling: see transport_dev.c */
-	int spin_credit, read_credit;
+	int credit[3];
 	bool worked; /* since it last found nothing to do */
 
 	/* Gathering: see transport_uring.c */

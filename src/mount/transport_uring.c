@@ -346,23 +346,6 @@ enum {
 	GATHER_SLACK_NS = 1000, /* of the timer; the default is 50 us */
 };
 
-static void
-pin(const struct worker *w)
-{
-	unsigned rank = 0;
-	cpu_set_t one;
-
-	if (w->s->nworkers != w->s->ncpus)
-		return;
-	CPU_ZERO(&one);
-	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-		if (CPU_ISSET(cpu, &w->s->cpus) && rank++ == w->index)
-			CPU_SET(cpu, &one);
-	/* Only slower if it fails. */
-	if (sched_setaffinity(0, sizeof(one), &one) < 0)
-		diag_debug("worker %u cannot be pinned", w->index);
-}
-
 /* Room for the TAKEN ones of `nentries`. */
 static int
 table_reserve(struct uring_worker *u, unsigned nentries)
@@ -552,7 +535,6 @@ uring_start(struct worker *w)
 		return -ENOMEM;
 	w->uring->replied_end = &w->uring->replied;
 	(void)prctl(PR_SET_TIMERSLACK, GATHER_SLACK_NS); /* for gather(); longer if it fails */
-	pin(w);
 	return start_queues(w, depth);
 }
 
