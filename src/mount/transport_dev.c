@@ -15,7 +15,7 @@
  * use the CPU (16 durable writers: 10 % less time for each PUT). Where one program writes nobody else needs the CPU, and it
  * polls up to five times as long (a durable PUT 205 -> 155 us, with half as much processor time again).
  *
- * Two CPUs, a worker on each: there both may poll, also over io_uring. A program that waits for its answers is served best
+ * Two CPUs, a worker on each: there both may poll, and over io_uring one that serves a single program. A program that waits for its answers is served best
  * from its own CPU: it waits and the worker runs, the worker gives way and the program runs, two switches a request. Across
  * CPUs one of the two has to be woken on an idle CPU each time, which on a virtual machine is most of a round trip. So a
  * worker that has seen others run on its CPU when it offered that looks for requests at once; one that is alone on its CPU
@@ -155,7 +155,9 @@ is_polled_for(const struct worker *w, enum waiting what)
 {
 	if (!w->s->cfg.spin_us || w->s->ncpus < 2)
 		return false;
-	return what == FOR_REQUESTS ? !w->uring || twin(w) : what == FOR_READS || serves_one(w);
+	if (what == FOR_REQUESTS)
+		return !w->uring || (twin(w) && serves_one(w));
+	return what == FOR_READS || serves_one(w);
 }
 
 /* May it poll now? If so, w->s->spinners counts it. */
