@@ -36,11 +36,14 @@ worker_handle(struct worker *w, void *mem, size_t size)
 {
 	const struct fuse_in_header *in = mem;
 	const struct fuse_buf buf = { .size = size, .mem = mem };
+	unsigned n;
 
 	counter_inc(&w->requests[in->opcode < 64 ? in->opcode : 0]);
 	if (atomic_load(&w->s->ending))
 		atomic_store(&w->s->last_ns, session_now_ns());
-	w->callers[w->ncallers++ % CROWD_LOOK] = in->pid;
+	n = atomic_load_explicit(&w->ncallers, memory_order_relaxed);
+	w->callers[n % CROWD_LOOK] = in->pid;
+	atomic_store_explicit(&w->ncallers, n + 1, memory_order_relaxed);
 	w->handling = in;
 	fuse_session_process_buf(w->s->fuse, &buf);
 	w->handling = NULL;

@@ -73,7 +73,7 @@ struct worker {
 
 	/* Gathering: see transport_uring.c */
 	uint32_t callers[CROWD_LOOK]; /* pids of the last requests */
-	unsigned ncallers;            /* requests ever */
+	_Atomic unsigned ncallers;    /* requests ever; written by this worker only, read by any */
 	unsigned gather_seen;         /* of them, when `crowded` was found out */
 	uint64_t gather_ns;           /* then */
 	bool crowded;
@@ -139,6 +139,13 @@ static inline void
 counter_inc(_Atomic uint64_t *c)
 {
 	atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + 1, memory_order_relaxed);
+}
+
+/** Requests that a worker has taken, ever. Any thread. */
+static inline unsigned
+requests_taken(const struct worker *w)
+{
+	return atomic_load_explicit(&w->ncallers, memory_order_relaxed);
 }
 
 /** Whether requests come over io_uring. */

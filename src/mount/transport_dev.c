@@ -15,15 +15,16 @@
  * use the CPU (16 durable writers: 10 % less time for each PUT). Where one program writes nobody else needs the CPU, and it
  * polls up to five times as long (a durable PUT 205 -> 155 us, with half as much processor time again).
  *
- * Two CPUs, a worker on each: there both may poll, and over io_uring one that serves a single program. A program that waits for its answers is served best
- * from its own CPU: it waits and the worker runs, the worker gives way and the program runs, two switches a request. Across
- * CPUs one of the two has to be woken on an idle CPU each time, which on a virtual machine is most of a round trip. So a
- * worker that has seen others run on its CPU when it offered that looks for requests at once; one that is alone on its CPU
- * leaves them to the other for most of the polling time, and as long as the other gets any it stays awake, because an idle CPU is
- * where the scheduler would take the program to. One client over /dev/fuse: hot GET 18 to 27 -> 17 us, PUT 58 to 72 -> 48,
- * DEL 15 to 18 -> 13, durable PUT 225 -> 189; the range was which way the scheduler had happened to begin, and is gone.
- * With more CPUs there is an idle one in any case. What did not help: following the program to its CPU, because the scheduler
- * takes it away from there again; a poll that stays in the kernel's queue and takes the wake-ups of those who sleep.
+ * Two CPUs, a worker on each: there both may poll, and over io_uring one that serves a single program. A program that waits
+ * for its answers is served best from its own CPU: it waits and the worker runs, the worker gives way and the program runs,
+ * two switches a request. Across CPUs one of the two has to be woken on an idle CPU each time, which on a virtual machine is
+ * most of a round trip. So a worker that has seen others run on its CPU when it offered that looks for requests at once; one
+ * that is alone on its CPU leaves them to the other for most of the polling time, and as long as the other gets any it stays
+ * awake, because an idle CPU is where the scheduler would take the program to. One client over /dev/fuse: hot GET 18 to 27
+ * -> 17 us, PUT 58 to 72 -> 48, DEL 15 to 18 -> 13, durable PUT 225 -> 189; the range was which way the scheduler had
+ * happened to begin, and is gone. With more CPUs there is an idle one in any case. What did not help: following the program
+ * to its CPU, because the scheduler takes it away from there again; a poll that stays in the kernel's queue and takes the
+ * wake-ups of those who sleep.
  *
  * Threads: workers only. Knows nothing of the file system.
  */
@@ -142,13 +143,6 @@ twin(const struct worker *w)
 	return s->nworkers == 2 && s->ncpus == 2 ? &s->workers[!w->index] : NULL;
 }
 
-/* Grows while the worker has something to do. */
-static uint64_t
-waits(const struct worker *w)
-{
-	return atomic_load_explicit(&w->spins, memory_order_relaxed) + atomic_load_explicit(&w->sleeps, memory_order_relaxed);
-}
-
 /* Whether it may ever pay to poll. */
 static bool
 is_polled_for(const struct worker *w, enum waiting what)
@@ -179,9 +173,9 @@ static int
 spin(struct worker *w, enum waiting what)
 {
 	const struct worker *other = twin(w);
-	uint64_t alone = other ? poll_ns(w, FOR_REQUESTS) * ALONE_PERCENT / 100 : 0, seen = other ? waits(other) : 0;
-	uint64_t limit = poll_ns(w, what);
+	uint64_t alone = other ? poll_ns(w, FOR_REQUESTS) * ALONE_PERCENT / 100 : 0, limit = poll_ns(w, what);
 	uint64_t now = session_now_ns(), end = now + limit, look = now, offered;
+	unsigned seen = other ? requests_taken(other) : 0;
 	bool other_works = false;
 	int n;
 
@@ -190,8 +184,8 @@ spin(struct worker *w, enum waiting what)
 		if (now >= look) {
 			n = w->uring ? 0 : dev_take(w);
 			look = now + alone;
-			if (what == FOR_REQUESTS && other && waits(other) != seen) {
-				seen = waits(other);
+			if (what == FOR_REQUESTS && other && requests_taken(other) != seen) {
+				seen = requests_taken(other);
 				end = now + limit;
 				other_works = true;
 			}

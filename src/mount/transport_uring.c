@@ -561,10 +561,10 @@ uring_free(struct worker *w)
 static bool
 is_crowded(struct worker *w)
 {
-	unsigned n = 0;
+	unsigned n = 0, seen = requests_taken(w);
 	uint64_t now;
 
-	if (w->ncallers - w->gather_seen < CROWD_LOOK)
+	if (seen - w->gather_seen < CROWD_LOOK)
 		return w->crowded;
 	now = session_now_ns();
 	for (unsigned i = 0; i < CROWD_LOOK; i++) {
@@ -575,7 +575,7 @@ is_crowded(struct worker *w)
 		n += k == i;
 	}
 	w->crowded = n >= CROWD && now - w->gather_ns < CROWD_NS;
-	w->gather_seen = w->ncallers;
+	w->gather_seen = seen;
 	w->gather_ns = now;
 	return w->crowded;
 }
