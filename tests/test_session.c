@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -766,6 +767,43 @@ test_auto_says_why_it_took_dev(void **state)
 	assert_int_equal(session_workers(f->s), 2);
 }
 
+/*
+ * The kernel takes the connection, but there is no memory for the queues: it is served over /dev/fuse, with workers that
+ * sleep and are woken.
+ */
+static void
+test_queues_that_cannot_be_had_leave_dev(void **state)
+{
+	struct fixture *f = *state;
+	struct rlimit old, low;
+	unsigned long pages = 0;
+	struct stat st;
+	FILE *statm;
+	int err;
+
+	config.transport = TRANSPORT_AUTO;
+	config.queue_depth = 1024;
+	if (!can_mount() || !uring_is_on() || create(f))
+		skip();
+	statm = fopen("/proc/self/statm", "r");
+	assert_non_null(statm);
+	assert_int_equal(fscanf(statm, "%lu", &pages), 1);
+	fclose(statm);
+	assert_int_equal(getrlimit(RLIMIT_AS, &old), 0);
+	low = (struct rlimit){ .rlim_cur = pages * (rlim_t)sysconf(_SC_PAGESIZE) + (64 << 20), .rlim_max = old.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_AS, &low), 0);
+	err = session_start(f->s);
+	assert_int_equal(setrlimit(RLIMIT_AS, &old), 0);
+	assert_int_equal(err, 0);
+	assert_int_equal(session_transport(f->s), TRANSPORT_DEV);
+	assert_non_null(session_transport_note(f->s));
+	for (int i = 0; i < 20; i++) {
+		assert_int_equal(stat(f->dir, &st), 0);
+		usleep(2000);
+	}
+	run_clients(f, open_and_close, 4, 200);
+}
+
 #define ON(kind, name) { #name " (" #kind ")", name, setup_##kind, teardown, NULL }
 #define ON_ALL(name) \
 	ON(dev, name), ON(dev_one, name), ON(dev_spin, name), ON(dev_two, name), ON(dev_pool, name), ON(uring, name), \
@@ -794,6 +832,10 @@ main(void)
 		ON(dev, test_a_session_that_was_not_started_is_unmounted),
 		ON(dev, test_bad_options_are_refused),
 		ON(dev, test_auto_says_why_it_took_dev),
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+		ON(uring, test_queues_that_cannot_be_had_leave_dev),
+		ON(uring_two, test_queues_that_cannot_be_had_leave_dev),
+#endif
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

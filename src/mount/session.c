@@ -208,6 +208,9 @@ count_cpus(struct session *s)
 		CPU_SET(0, &s->cpus);
 	}
 	s->ncpus = (unsigned)CPU_COUNT(&s->cpus);
+	/* Whoever polls uses up a quota of CPU time, and then the whole process stands still. */
+	s->polls = s->cfg.spin_us && s->ncpus > 1 &&
+		   (!s->cfg.cpu_quota || s->cfg.cpu_quota >= s->ncpus * UINT64_C(1000));
 }
 
 /* Workers. */
@@ -313,7 +316,7 @@ worker_drain(struct worker *w)
 			  w->dev_unanswered + uring_unanswered(w), io_inflight(w->io));
 }
 
-/* A failure turns the whole connection back to /dev/fuse; so does the kernel. */
+/* A failure turns the whole connection back to /dev/fuse, for the kernel as well. */
 static void
 start_uring(struct worker *w)
 {
@@ -326,6 +329,7 @@ start_uring(struct worker *w)
 		session_set_dead(s);
 		return;
 	}
+	uring_give_up(w);
 	pthread_mutex_lock(&s->lock);
 	snprintf(s->note, sizeof(s->note), "the kernel does not take our io_uring queues: %s", strerror(-err));
 	pthread_mutex_unlock(&s->lock);
@@ -333,8 +337,8 @@ start_uring(struct worker *w)
 }
 
 /*
- * Where there are as many workers as CPUs each stays on one. Over io_uring its queue is that CPU's; over /dev/fuse two workers
- * came to be on one CPU now and then (GET of two clients 17.9 -> 9.9 us), and polling on two CPUs builds on it.
+ * Where there are as many workers as CPUs each stays on one. Over io_uring its queue is that CPU's; over /dev/fuse two workers on
+ * two CPUs came to be on the same one now and then (GET of two clients 17.9 -> 9.9 us), and their polling builds on it.
  */
 static void
 pin(const struct worker *w)
@@ -342,7 +346,7 @@ pin(const struct worker *w)
 	unsigned rank = 0;
 	cpu_set_t one;
 
-	if (w->s->nworkers != w->s->ncpus)
+	if (w->s->nworkers != w->s->ncpus || !(w->s->use_uring || w->s->ncpus == 2))
 		return;
 	CPU_ZERO(&one);
 	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
@@ -362,13 +366,14 @@ worker_main(void *arg)
 	int err = 0;
 
 	current_worker = w;
-	pin(w);
 	snprintf(name, sizeof(name), "fuse-%u", w->index);
 	(void)pthread_setname_np(pthread_self(), name); /* for people who look with ps */
 	if (w->index == 0) {
 		err = handle_init(w);
 		report(s, err, true);
 	}
+	if (!err)
+		pin(w);
 	if (!err && s->use_uring)
 		start_uring(w);
 	report(s, err, false);

@@ -26,11 +26,13 @@ struct session_config {
 	enum transport transport; /* AUTO: uring if the kernel's enable_uring is on and it can be set up, else dev */
 	unsigned threads;         /* 0: one per CPU we may run on */
 	/*
-	 * Poll this long without sleeping while requests keep coming; one CPU: never. Over io_uring workers poll on two CPUs only,
-	 * and what many programs ask for at a time is gathered for 60 us. 0: neither.
+	 * Poll this long without sleeping while requests keep coming; with one CPU, or a quota of CPU time: never. Over io_uring
+	 * requests are polled for by two workers on two CPUs only, each while it serves one program, and what many ask for at a
+	 * time is gathered for 60 us. The disk is polled for longer. 0: nothing of all this.
 	 */
 	unsigned spin_us;
 	enum io_backend io;
+	uint64_t cpu_quota;       /* CPU time that this process may use, in thousandths of a CPU; 0: without limit */
 	unsigned max_background;  /* FUSE max_background */
 	unsigned queue_depth;     /* uring entries per queue; 0: default */
 	bool foreground_signals;  /* install SIGTERM/SIGINT/SIGHUP handlers that stop the session */

@@ -66,13 +66,14 @@ struct worker {
 	atomic_bool idle;                      /* after `ending`, read by other workers: has nothing left to do for now */
 
 	struct uring_worker *uring; /* NULL: only /dev/fuse */
+	struct io_req refusal;      /* see uring_give_up() */
 
 	/* Adaptive polling: see transport_dev.c */
 	int credit[3];
 	bool worked; /* since it last found nothing to do */
 
-	/* Gathering: see transport_uring.c */
-	uint32_t callers[CROWD_LOOK]; /* pids of the last requests */
+	/* Whom it serves, for polling and gathering: see transport_dev.c and transport_uring.c */
+	uint32_t callers[CROWD_LOOK]; /* thread ids of the last requests; 0: not known, or nobody's */
 	_Atomic unsigned ncallers;    /* requests ever; written by this worker only, read by any */
 	unsigned gather_seen;         /* of them, when `crowded` was found out */
 	uint64_t gather_ns;           /* then */
@@ -102,6 +103,7 @@ struct session {
 	struct session *next; /* of the mounted sessions, see session_fuse.c */
 	cpu_set_t cpus;    /* CPUs we may run on */
 	unsigned nworkers, ncpus;
+	bool polls; /* polling may pay: there are CPUs, and time on them that is not rationed */
 	unsigned nspawned; /* owned by the thread of session_start and session_destroy; final when `ending` is set */
 	struct worker *workers;
 
@@ -201,6 +203,8 @@ int uring_check_kernel(void);
 
 /** Create the worker's entries and register them. Return: 0 or -errno. On the worker's thread, after INIT. */
 int uring_start(struct worker *w);
+/** It failed. */
+void uring_give_up(struct worker *w);
 void uring_turn(struct worker *w);
 
 /** Put the reply into the entry that holds the request `out->unique`. Return: false: no entry of this worker does. */

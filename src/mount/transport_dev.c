@@ -5,15 +5,16 @@
  * us, and costs nothing when idle); then it polls for a short while if that has paid lately; then it sleeps in io_run()
  * with an exclusive poll armed, so that one new request wakes one worker.
  *
- * Polling is adaptive. A worker earns credit when a request comes within the polling time, whether it was polling then
- * or had just fallen asleep, and loses credit when it polled in vain. Without credit it sleeps at once: an idle mount
+ * Polling is adaptive. A worker earns credit when something comes within the polling time, whether it was polling then
+ * or had fallen asleep at once, and loses credit when it polled in vain. Without credit it sleeps at once: an idle mount
  * costs nothing. At most half the CPUs poll at a time (but see below), since whoever makes the requests needs one as well, and each
  * round offers the CPU to others. While it reads from the disk a worker polls for longer and with a credit of its own,
  * over io_uring too, where requests alone are no reason with more than two CPUs: to wake a sleeping CPU takes half as long
- * as to read a fast disk (a cold GET 136 -> 129 us over /dev/fuse, 117 -> 104 over io_uring, on a virtual machine). Where many
- * write a worker with something on its way to the disk does not poll: its completion wakes it, and the disk's own threads can
- * use the CPU (16 durable writers: 10 % less time for each PUT). Where one program writes nobody else needs the CPU, and it
- * polls up to five times as long (a durable PUT 205 -> 155 us, with half as much processor time again).
+ * as to read a fast disk (a cold GET 136 -> 129 us over /dev/fuse, 117 -> 104 over io_uring, on a virtual machine). A worker
+ * with something written on its way to the disk does not poll if it serves many: its completion wakes it, and the disk's own
+ * threads can use the CPU (16 durable writers: 10 % less time for each PUT). If its last requests came from one thread, nobody
+ * else needs the CPU, and it polls up to five times as long (a durable PUT 205 -> 155 us, with half as much processor time
+ * again). Where a quota rations CPU time nobody polls: it would be used up by that, and then the whole process stands still.
  *
  * Two CPUs, a worker on each: there both may poll, and over io_uring one that serves a single program. A program that waits
  * for its answers is served best from its own CPU: it waits and the worker runs, the worker gives way and the program runs,
@@ -40,7 +41,8 @@ enum {
 	BURST = 16,         /* requests in a row before completions get their turn */
 	CREDIT_MAX = 8,
 	CREDIT_LOSS = 2,
-	ALONE_PERCENT = 75, /* of the polling time: between two looks of the one of two workers that is alone on its CPU */
+	ALONE_PERCENT = 75, /* of the polling time between two looks of the one of two workers that is alone on its CPU */
+	ALONE_NS = 40000,   /* but not longer */
 	SHARED_NS = 2000,   /* so long is no offer of the CPU that nobody takes */
 };
 
@@ -143,14 +145,21 @@ twin(const struct worker *w)
 	return s->nworkers == 2 && s->ncpus == 2 ? &s->workers[!w->index] : NULL;
 }
 
+/* Whether requests come over /dev/fuse. A worker keeps its queues when the kernel has turned the connection back to that. */
+static bool
+over_dev(const struct worker *w)
+{
+	return !uring_in_use(w->s);
+}
+
 /* Whether it may ever pay to poll. */
 static bool
 is_polled_for(const struct worker *w, enum waiting what)
 {
-	if (!w->s->cfg.spin_us || w->s->ncpus < 2)
+	if (!w->s->polls)
 		return false;
 	if (what == FOR_REQUESTS)
-		return !w->uring || (twin(w) && serves_one(w));
+		return over_dev(w) || (twin(w) && serves_one(w));
 	return what == FOR_READS || serves_one(w);
 }
 
@@ -168,21 +177,31 @@ may_spin(struct worker *w, enum waiting what)
 	return false;
 }
 
-/* Poll for requests to /dev/fuse if they come from there, and for completions. Return: as dev_take() or io_run(), 0: in vain. */
+/* Look once for requests to /dev/fuse if they come from there, and for completions. Return: as dev_take() or io_run(). */
+static int
+look_once(struct worker *w)
+{
+	int n = over_dev(w) ? dev_take(w) : 0;
+
+	return n ? n : io_run(w->io, 0);
+}
+
+/* Poll for requests and completions. Return: as look_once(), 0: in vain. */
 static int
 spin(struct worker *w, enum waiting what)
 {
 	const struct worker *other = twin(w);
-	uint64_t alone = other ? poll_ns(w, FOR_REQUESTS) * ALONE_PERCENT / 100 : 0, limit = poll_ns(w, what);
-	uint64_t now = session_now_ns(), end = now + limit, look = now, offered;
+	uint64_t alone = poll_ns(w, FOR_REQUESTS) * ALONE_PERCENT / 100, limit = poll_ns(w, what);
+	uint64_t now = session_now_ns(), end = now + limit, look = now, before;
 	unsigned seen = other ? requests_taken(other) : 0;
 	bool other_works = false;
 	int n;
 
+	alone = !other ? 0 : alone < ALONE_NS ? alone : ALONE_NS;
 	do {
 		n = 0;
 		if (now >= look) {
-			n = w->uring ? 0 : dev_take(w);
+			n = over_dev(w) ? dev_take(w) : 0;
 			look = now + alone;
 			if (what == FOR_REQUESTS && other && requests_taken(other) != seen) {
 				seen = requests_taken(other);
@@ -190,45 +209,50 @@ spin(struct worker *w, enum waiting what)
 				other_works = true;
 			}
 		}
+		before = session_now_ns();
 		if (!n)
 			n = io_run(w->io, 0);
-		offered = session_now_ns();
-		if (!n)
-			sched_yield();
+		if (n)
+			break;
+		sched_yield();
 		now = session_now_ns();
-		if (now - offered > SHARED_NS)
+		if (now - before > SHARED_NS)
 			look = now;
-	} while (!n && !atomic_load(&w->s->ending) && now < end);
+	} while (!atomic_load(&w->s->ending) && now < end);
 	atomic_fetch_sub(&w->s->spinners, 1);
 
-	if (!n && !other_works)
+	if (n) {
+		w->credit[what] += w->credit[what] < CREDIT_MAX;
+		return n;
+	}
+	/* Over time: also if others have had the CPU for so long, who would not have kept a sleeper from it. */
+	if (!other_works)
 		w->credit[what] -= CREDIT_LOSS;
-	else if (w->credit[what] < CREDIT_MAX)
-		w->credit[what]++;
-	return n;
+	return look_once(w);
 }
 
 int
 worker_wait(struct worker *w)
 {
 	enum waiting what = waits_for(w);
-	bool armed;
+	bool spun, armed;
 	uint64_t t;
 	int n;
 
-	if (may_spin(w, what)) {
+	spun = may_spin(w, what);
+	if (spun) {
 		n = spin(w, what);
 		if (n || atomic_load(&w->s->ending)) {
 			counter_inc(&w->spins);
 			return n;
 		}
 	}
-	if (!w->uring)
+	if (over_dev(w))
 		dev_arm(w);
 	counter_inc(&w->sleeps);
-	if (!is_polled_for(w, what))
+	if (spun || !is_polled_for(w, what)) /* what comes now has come too late to be polled for */
 		return io_run(w->io, -1);
-	armed = !w->uring && w->poll_armed && what == FOR_REQUESTS; /* then it is a request that counts */
+	armed = over_dev(w) && what == FOR_REQUESTS; /* then it is a request that counts */
 	t = session_now_ns();
 	n = io_run(w->io, -1); /* an error here will be met again by whoever uses the ring */
 	if (n > 0 && !(armed && w->poll_armed) && session_now_ns() - t < poll_ns(w, what))
