@@ -53,6 +53,7 @@ struct app {
 	struct helper *helper; /* mounts and unmounts for us; NULL: no sandbox */
 	bool by_helper;        /* it has mounted and not unmounted */
 	enum io_backend io;
+	uint64_t cpu_quota; /* as in struct session_config */
 	struct disk *disk;
 	struct kvfs_mount *mount;
 	struct store *store;
@@ -464,6 +465,7 @@ start_session(struct app *a)
 		.threads = (unsigned)a->cfg.threads,
 		.spin_us = (unsigned)(a->cfg.spin / NS_PER_USEC),
 		.io = a->io,
+		.cpu_quota = a->cpu_quota,
 		.foreground_signals = true,
 		.init_flags = SESSION_INIT_DIRECT_IO_ALLOW_MMAP,
 	};
@@ -572,6 +574,7 @@ start(struct app *a)
 	}
 	if (a->cl.fake)
 		return 0;
+	a->cpu_quota = resources_cpu_quota(); /* out of reach in the sandbox */
 	if (resources_raise_files() < 0)
 		diag_debug("the limit of open files stays as it is");
 	rc = enter_sandbox(a);

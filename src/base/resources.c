@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <malloc.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,12 +73,40 @@ least(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+/* Version 2's file: a quota and its period, in microseconds, "max" for none. In thousandths of a CPU. */
+static uint64_t
+read_cpu_max(const char *dir, const char *file)
+{
+	unsigned long long quota, period;
+	char path[PATH_MAX + 64];
+	bool limited;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, file);
+	f = fopen(path, "re");
+	if (!f)
+		return UINT64_MAX;
+	limited = fscanf(f, "%20llu %20llu", &quota, &period) == 2 && period > 0;
+	fclose(f);
+	return limited ? quota * 1000 / period : UINT64_MAX;
+}
+
+/* The same in version 1; a quota of -1 is none. */
+static uint64_t
+read_cfs_quota(const char *dir, const char *file)
+{
+	uint64_t quota = read_limit(dir, file), period = read_limit(dir, "cpu.cfs_period_us");
+
+	return quota == UINT64_MAX || period == UINT64_MAX ? UINT64_MAX : quota * 1000 / period;
+}
+
 /*
  * The least limit of our group and of those above it. In a container the path may be the host's, of which only the
  * root is to be seen here: what is not there limits nothing.
  */
 static uint64_t
-group_limit(const char *root, const char *controller, const char *file)
+group_limit(const char *root, const char *controller, const char *file,
+	    uint64_t (*read)(const char *dir, const char *file))
 {
 	char group[PATH_MAX - 64], dir[PATH_MAX];
 	uint64_t limit = UINT64_MAX;
@@ -86,7 +115,7 @@ group_limit(const char *root, const char *controller, const char *file)
 	own_group(controller, group, sizeof(group));
 	for (;;) {
 		snprintf(dir, sizeof(dir), "%s%s", root, group);
-		limit = least(limit, read_limit(dir, file));
+		limit = least(limit, read(dir, file));
 		slash = strrchr(group, '/');
 		if (!slash)
 			return limit;
@@ -101,8 +130,19 @@ resources_memory(void)
 	uint64_t machine = pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : UINT64_MAX;
 
 	/* Where both versions are mounted, one of them has the memory controller. */
-	machine = least(machine, group_limit(CGROUP_ROOT, "", "memory.max"));
-	return least(machine, group_limit(CGROUP_ROOT "/memory", "memory", "memory.limit_in_bytes"));
+	machine = least(machine, group_limit(CGROUP_ROOT, "", "memory.max", read_limit));
+	return least(machine, group_limit(CGROUP_ROOT "/memory", "memory", "memory.limit_in_bytes", read_limit));
+}
+
+uint64_t
+resources_cpu_quota(void)
+{
+	static const char *const names[] = { "cpu", "cpu,cpuacct" }; /* version 1's controller, alone or with its companion */
+	uint64_t quota = group_limit(CGROUP_ROOT, "", "cpu.max", read_cpu_max);
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+		quota = least(quota, group_limit(CGROUP_ROOT "/cpu", names[i], "cpu.cfs_quota_us", read_cfs_quota));
+	return quota;
 }
 
 int64_t

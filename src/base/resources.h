@@ -10,6 +10,9 @@
 /** Bytes of memory this process may use: the machine's, or its control group's limit if that is less. */
 uint64_t resources_memory(void);
 
+/** CPU time this process may use by its control group's quota, in thousandths of one CPU; UINT64_MAX: no quota. */
+uint64_t resources_cpu_quota(void);
+
 /** Raise the number of descriptors we may open as far as permitted. Return: the limit now, or -errno. */
 int64_t resources_raise_files(void);
 

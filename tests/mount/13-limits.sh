@@ -64,25 +64,34 @@ case_small_files_only()
 	rm -rf "$D"
 }
 
-# memory_group BYTES: a control group with that limit, whose directory is in T/group: of version 2, below the root, or of
-# version 1, below the group that we are in.
-memory_group()
+# new_group CONTROLLER FILE: a control group, whose directory is in T/group: of version 2, where it has the FILE, below the root,
+# or of version 1, below the group that we are in.
+new_group()
 {
-	local name=kvfs-test-$$-$BASHPID root own max=memory.max swap=memory.swap.max
+	local name=kvfs-test-$$-$BASHPID root own
 	local group=/sys/fs/cgroup/$name
 	[ "$(id -u)" -eq 0 ] || skip "needs root"
-	[ -z "${QUICK:-}" ] || skip "a sanitizer takes more memory than that"
 	mkdir "$group" 2> /dev/null || :
-	if [ ! -e "$group/memory.max" ]; then
+	if [ ! -e "$group/$2" ]; then
 		[ ! -d "$group" ] || rmdir "$group"
-		root=$(sed -nE 's/^([^ ]+ ){4}([^ ]+) .* - cgroup .*[ ,]memory(,.*)?$/\2/p' /proc/self/mountinfo | head -n 1)
-		own=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)
-		[ -n "$root" ] && [ -n "$own" ] || skip "no memory controller"
+		root=$(sed -nE "s/^([^ ]+ ){4}([^ ]+) .* - cgroup .*[ ,]$1(,.*)?\$/\\2/p" /proc/self/mountinfo | head -n 1)
+		own=$(sed -nE "s/^[0-9]*:$1(,[^:]*)?://p" /proc/self/cgroup)
+		[ -n "$root" ] && [ -n "$own" ] || skip "no $1 controller"
 		[ -d "$root$own" ] || own=
-		group=$root${own%/}/$name max=memory.limit_in_bytes swap=memory.memsw.limit_in_bytes
+		group=$root${own%/}/$name
 		mkdir "$group" || skip "no group can be made"
 	fi
 	echo "$group" > "$T/group"
+}
+
+# memory_group BYTES: one with that limit.
+memory_group()
+{
+	local max=memory.max swap=memory.swap.max group
+	[ -z "${QUICK:-}" ] || skip "a sanitizer takes more memory than that"
+	new_group memory memory.max
+	group=$(cat "$T/group")
+	[ -e "$group/$max" ] || max=memory.limit_in_bytes swap=memory.memsw.limit_in_bytes
 	echo "$1" > "$group/$max" || fail "no limit"
 	[ "$max" = memory.max ] && set -- 0
 	{ echo "$1" > "$group/$swap"; } 2> /dev/null || : # no swap, or not counted
@@ -170,6 +179,29 @@ for n, name in enumerate(names):
         assert f.read() == bytes([n]) * 900000, name
 END
 	equal "$(oom_kills)" 0 "processes killed"
+	kv_umount || fail "kvfs ended with $?"
+	group_ends
+	rm -rf "$D"
+}
+
+# Whoever polls uses up a quota of CPU time, and is then stopped with all the rest: nobody does.
+case_cpu_quota()
+{
+	local group n
+	[ "$(nproc)" -ge 2 ] || skip "needs two CPUs"
+	new_group cpu cpu.max
+	group=$(cat "$T/group")
+	if [ -e "$group/cpu.max" ]; then
+		echo "100000 100000" > "$group/cpu.max" || fail "no quota"
+	else
+		echo 100000 > "$group/cpu.cfs_quota_us" || fail "no quota"
+	fi
+	in_group kv_mount sync=never || fail "no mount"
+	echo v > "$M/k" || fail "put"
+	for n in {1..2000}; do
+		: < "$M/k"
+	done
+	equal "$(sed -n 's/^spins //p' "$M/.kvfs/stats")" 0 "waits that ended while polling"
 	kv_umount || fail "kvfs ended with $?"
 	group_ends
 	rm -rf "$D"
