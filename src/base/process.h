@@ -32,7 +32,6 @@ void process_close_inherited(void);
 /* Fields of /proc/TID/stat, numbered as in proc(5). */
 enum process_field {
 	PROCESS_FLAGS = 9,
-	PROCESS_CPU = 39,       /* where it runs, or ran last */
 	PROCESS_EXIT_CODE = 52, /* of a task on its way out: a signal's number in the low seven bits; 0 also where we may not trace it */
 };
 
