@@ -8,6 +8,7 @@
  *
  * usage: copyfs [--transport=dev|uring] [--threads=N] [--spin=US] DIRECTORY MOUNTPOINT      (in the foreground)
  */
+#include "base/resources.h"
 #include "bench/lib/same.h"
 #include "mount/session.h"
 
@@ -237,7 +238,9 @@ main(int argc, char **argv)
 		{ "transport", required_argument, NULL, 't' }, { "threads", required_argument, NULL, 'n' },
 		{ "spin", required_argument, NULL, 's' }, { 0 },
 	};
-	struct session_config cfg = { .foreground_signals = true, .transport = TRANSPORT_DEV };
+	struct session_config cfg = {
+		.foreground_signals = true, .transport = TRANSPORT_DEV, .cpu_quota = resources_cpu_quota()
+	};
 	int c, ret;
 
 	while ((c = getopt_long(argc, argv, "", longopts, NULL)) != -1) {

@@ -11,6 +11,7 @@
  *               [-d] MOUNTPOINT        (in the foreground; SIGTERM or umount ends it; counters go to stderr at the end)
  */
 #include "base/diag.h"
+#include "base/resources.h"
 #include "bench/lib/same.h"
 #include "mount/session.h"
 
@@ -267,7 +268,7 @@ main(int argc, char **argv)
 		{ "size", required_argument, NULL, 'b' },      { "direct", no_argument, NULL, 'D' },
 		{ 0 },
 	};
-	struct session_config cfg = { .foreground_signals = true };
+	struct session_config cfg = { .foreground_signals = true, .cpu_quota = resources_cpu_quota() };
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
 	int c, ret;
 
