@@ -329,7 +329,11 @@ start_uring(struct worker *w)
 		session_set_dead(s);
 		return;
 	}
-	uring_give_up(w);
+	if (uring_give_up(w) < 0) {
+		diag_err("neither io_uring nor /dev/fuse: %s", strerror(-err));
+		session_set_dead(s);
+		return;
+	}
 	pthread_mutex_lock(&s->lock);
 	snprintf(s->note, sizeof(s->note), "the kernel does not take our io_uring queues: %s", strerror(-err));
 	pthread_mutex_unlock(&s->lock);

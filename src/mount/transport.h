@@ -44,6 +44,9 @@ struct barrier_link {
 
 struct uring_worker; /* transport_uring.c */
 
+/* What a worker with nothing to do waits for. */
+enum waiting { FOR_REQUESTS, FOR_READS, FOR_WRITES, WAITS };
+
 #define CROWD_LOOK 8u /* requests */
 
 #define WORKER_BUF_ALIGN 4096u /* bytes */
@@ -69,7 +72,7 @@ struct worker {
 	struct io_req refusal;      /* see uring_give_up() */
 
 	/* Adaptive polling: see transport_dev.c */
-	int credit[3];
+	int credit[WAITS];
 	bool worked; /* since it last found nothing to do */
 
 	/* Whom it serves, for polling and gathering: see transport_dev.c and transport_uring.c */
@@ -203,8 +206,8 @@ int uring_check_kernel(void);
 
 /** Create the worker's entries and register them. Return: 0 or -errno. On the worker's thread, after INIT. */
 int uring_start(struct worker *w);
-/** It failed. */
-void uring_give_up(struct worker *w);
+/** It failed: back to /dev/fuse. Return: 0, or -EBUSY: the kernel could not be asked, and answers nobody until it is unmounted. */
+int uring_give_up(struct worker *w);
 void uring_turn(struct worker *w);
 
 /** Put the reply into the entry that holds the request `out->unique`. Return: false: no entry of this worker does. */

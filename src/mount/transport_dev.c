@@ -7,14 +7,15 @@
  *
  * Polling is adaptive. A worker earns credit when something comes within the polling time, whether it was polling then
  * or had fallen asleep at once, and loses credit when it polled in vain. Without credit it sleeps at once: an idle mount
- * costs nothing. At most half the CPUs poll at a time (but see below), since whoever makes the requests needs one as well, and each
- * round offers the CPU to others. While it reads from the disk a worker polls for longer and with a credit of its own,
- * over io_uring too, where requests alone are no reason with more than two CPUs: to wake a sleeping CPU takes half as long
- * as to read a fast disk (a cold GET 136 -> 129 us over /dev/fuse, 117 -> 104 over io_uring, on a virtual machine). A worker
- * with something written on its way to the disk does not poll if it serves many: its completion wakes it, and the disk's own
- * threads can use the CPU (16 durable writers: 10 % less time for each PUT). If its last requests came from one thread, nobody
- * else needs the CPU, and it polls up to five times as long (a durable PUT 205 -> 155 us, with half as much processor time
- * again). Where a quota rations CPU time nobody polls: it would be used up by that, and then the whole process stands still.
+ * costs nothing. At most half the CPUs poll at a time (but see below), since whoever makes the requests needs one as well,
+ * and each round offers the CPU to others. While it reads from the disk a worker polls for longer and with a credit of its
+ * own, over io_uring too, where requests alone are no reason with more than two CPUs: to wake a sleeping CPU takes half as
+ * long as to read a fast disk (a cold GET 136 -> 129 us over /dev/fuse, 117 -> 104 over io_uring, on a virtual machine). A
+ * worker with something written on its way to the disk does not poll if it serves many: its completion wakes it, and the
+ * disk's own threads can use the CPU (16 durable writers: 10 % less time for each PUT). If its last requests came from one
+ * thread, nobody else needs the CPU, and it polls up to five times as long (a durable PUT 205 -> 155 us, with half as much
+ * processor time again). Where a quota rations CPU time nobody polls: it would be used up by that, and then the whole
+ * process stands still.
  *
  * Two CPUs, a worker on each: there both may poll, and over io_uring one that serves a single program. A program that waits
  * for its answers is served best from its own CPU: it waits and the worker runs, the worker gives way and the program runs,
@@ -22,7 +23,7 @@
  * most of a round trip. So a worker that has seen others run on its CPU when it offered that looks for requests at once; one
  * that is alone on its CPU leaves them to the other for most of the polling time, and as long as the other gets any it stays
  * awake, because an idle CPU is where the scheduler would take the program to. One client over /dev/fuse: hot GET 18 to 27
- * -> 17 us, PUT 58 to 72 -> 48, DEL 15 to 18 -> 13, durable PUT 225 -> 189; the range was which way the scheduler had
+ * -> 17 us, PUT 58 to 72 -> 46, DEL 15 to 18 -> 12, durable PUT 225 -> 189; the range was which way the scheduler had
  * happened to begin, and is gone. With more CPUs there is an idle one in any case. What did not help: following the program
  * to its CPU, because the scheduler takes it away from there again; a poll that stays in the kernel's queue and takes the
  * wake-ups of those who sleep.
@@ -102,9 +103,6 @@ dev_arm(struct worker *w)
 	io_poll(w->io, &w->poll, w->s->devfd, POLLIN | EPOLLEXCLUSIVE);
 }
 
-/* What a worker with nothing to do waits for. */
-enum waiting { FOR_REQUESTS, FOR_READS, FOR_WRITES };
-
 static enum waiting
 waits_for(const struct worker *w)
 {
@@ -117,7 +115,7 @@ waits_for(const struct worker *w)
 static uint64_t
 poll_ns(const struct worker *w, enum waiting what)
 {
-	static const unsigned factor[] = { [FOR_REQUESTS] = 1, [FOR_READS] = 3, [FOR_WRITES] = 5 };
+	static const unsigned factor[WAITS] = { [FOR_REQUESTS] = 1, [FOR_READS] = 3, [FOR_WRITES] = 5 };
 
 	return (uint64_t)w->s->cfg.spin_us * 1000 * factor[what];
 }
@@ -177,16 +175,14 @@ may_spin(struct worker *w, enum waiting what)
 	return false;
 }
 
-/* Look once for requests to /dev/fuse if they come from there, and for completions. Return: as dev_take() or io_run(). */
+/* Requests to /dev/fuse, if they come from there. Return: as dev_take(). */
 static int
-look_once(struct worker *w)
+take_requests(struct worker *w)
 {
-	int n = over_dev(w) ? dev_take(w) : 0;
-
-	return n ? n : io_run(w->io, 0);
+	return over_dev(w) ? dev_take(w) : 0;
 }
 
-/* Poll for requests and completions. Return: as look_once(), 0: in vain. */
+/* Poll for requests and completions. Return: as dev_take() or io_run(), 0: in vain. */
 static int
 spin(struct worker *w, enum waiting what)
 {
@@ -201,7 +197,7 @@ spin(struct worker *w, enum waiting what)
 	do {
 		n = 0;
 		if (now >= look) {
-			n = over_dev(w) ? dev_take(w) : 0;
+			n = take_requests(w);
 			look = now + alone;
 			if (what == FOR_REQUESTS && other && requests_taken(other) != seen) {
 				seen = requests_taken(other);
@@ -228,7 +224,8 @@ spin(struct worker *w, enum waiting what)
 	/* Over time: also if others have had the CPU for so long, who would not have kept a sleeper from it. */
 	if (!other_works)
 		w->credit[what] -= CREDIT_LOSS;
-	return look_once(w);
+	n = take_requests(w);
+	return n ? n : io_run(w->io, 0);
 }
 
 int

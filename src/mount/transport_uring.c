@@ -535,21 +535,21 @@ refused(struct io_req *req, int res)
  * Have the kernel turn the connection back to /dev/fuse. It does that when it refuses a registration, and until then every
  * request waits for the queues; so it is asked for a queue that there cannot be.
  */
-void
+int
 uring_give_up(struct worker *w)
 {
 	struct io_uring_sqe *sqe = io_ring_sqe(w->io);
 	struct fuse_ring_cmd_req *cmd;
 
 	if (!sqe)
-		return;
+		return -EBUSY;
 	io_uring_prep_rw(IORING_OP_URING_CMD, sqe, w->s->devfd, NULL, 0, 0);
 	w->refusal.done = refused;
 	io_uring_sqe_set_data(sqe, &w->refusal);
 	sqe->cmd_op = FUSE_RING_CMD_REGISTER;
 	cmd = (struct fuse_ring_cmd_req *)(void *)((char *)sqe + offsetof(struct io_uring_sqe, addr3));
 	*cmd = (struct fuse_ring_cmd_req){ .qid = UINT16_MAX };
-	(void)io_run(w->io, 0); /* an error shows again in the worker's next turn */
+	return io_run(w->io, 0) < 0 ? -EBUSY : 0;
 }
 
 int
