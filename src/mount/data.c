@@ -80,7 +80,7 @@ read_step(struct rq *r)
 void
 op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
-	struct rq *r = rq_new(req, read_step);
+	struct rq *r = rq_new_light(req, read_step);
 
 	if (!r)
 		return;
@@ -238,7 +238,7 @@ write_step(struct rq *r)
 void
 op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off, struct fuse_file_info *fi)
 {
-	struct rq *r = rq_new(req, write_step);
+	struct rq *r = rq_new_light(req, write_step);
 
 	if (!r)
 		return;
@@ -249,8 +249,10 @@ op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off
 	r->flag2 = fi->writepage; /* pages of a shared mapping: their place is what it is */
 	r->sync = fi->flags & (O_SYNC | O_DSYNC) ? STORE_SYNC_DURABLE : STORE_SYNC_MODE;
 	r->data = buf;
-	if (size < KEEP_MIN || worker_keep_request(worker_current(), &r->buf)) {
-		r->data = r->buf = malloc(size ? size : 1);
+	if (size <= sizeof r->text) {
+		r->data = memcpy(r->text, buf, size);
+	} else if (size < KEEP_MIN || worker_keep_request(worker_current(), &r->buf)) {
+		r->data = r->buf = malloc(size);
 		if (!r->buf) {
 			rq_refuse(r, -ENOMEM);
 			return;
@@ -330,7 +332,7 @@ flush_step(struct rq *r)
 void
 op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct rq *r = rq_new(req, flush_step);
+	struct rq *r = rq_new_light(req, flush_step);
 
 	if (!r)
 		return;

@@ -246,7 +246,7 @@ op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 		fuse_reply_err(req, ENOENT);
 		return;
 	}
-	r = rq_new(req, ctl ? lookup_ctl : lookup_step);
+	r = rq_new_light(req, ctl ? lookup_ctl : lookup_step);
 	if (!r)
 		return;
 	r->nodeid = ctl;
@@ -463,7 +463,7 @@ getattr_special(struct rq *r)
 void
 op_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct rq *r = rq_new(req, ino == ROOT_NODEID || ctl_is(ino) ? getattr_special : getattr_step);
+	struct rq *r = rq_new_light(req, ino == ROOT_NODEID || ctl_is(ino) ? getattr_special : getattr_step);
 
 	if (!r)
 		return;

@@ -209,9 +209,7 @@ load_root(struct kvfs_mount *m)
 static bool
 is_busy(void *arg)
 {
-	struct kvfs_mount *m = arg;
-
-	return atomic_load(&m->nrequests) != 0;
+	return rq_count(arg) != 0;
 }
 
 int

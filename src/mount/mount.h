@@ -227,6 +227,9 @@ enum rq_result { RQ_WAIT, RQ_DONE };
 enum reply_kind { REPLY_ERR, REPLY_NONE, REPLY_ENTRY, REPLY_CREATE, REPLY_ATTR, REPLY_OPEN, REPLY_WRITE, REPLY_BUF,
 		  REPLY_XATTR, REPLY_STATFS, REPLY_LOCK };
 
+/* A name, or a small value on its way in: what costs no allocation. */
+#define RQ_TEXT (STORE_KEY_MAX + 1)
+
 /* One request on its way. Owned by the worker that got it; other threads only resume it (rq_resume). */
 struct rq {
 	struct kvfs_mount *m;
@@ -250,11 +253,10 @@ struct rq {
 	struct mdraft *draft;
 	struct msnap *snap;
 	struct fuse_file_info fi;
-	char *name, *name2; /* one allocation each; NUL-terminated */
+	char *name, *name2; /* NUL-terminated; name is in `text`, name2 an allocation */
 	uint32_t name_len, name2_len;
 	uint64_t nodeid, off, size, version, wgen;
 	unsigned flags, to_set;
-	struct stat st;
 	mode_t mode;
 	struct key *turn;  /* the key on which a shared turn is held */
 	struct key *queued;/* counted in its exclude_waiting */
@@ -264,31 +266,36 @@ struct rq {
 	bool misplaced;    /* WRITE: an append whose place is not what the kernel believed */
 	bool exclusive, exclusive2, flag, flag2, settled, edits_settled, by_handle;
 	bool walked;       /* RENAME: it is the second one ... */
-	struct rename_walk walk; /* ... and this was known of the first */
+	bool locked_wait, interrupted;
 	size_t got;
 	void *buf;
-	const void *data;  /* WRITE: the bytes, in buf or where the request is kept */
+	const void *data;  /* WRITE: the bytes, in buf, in `text` or where the request is kept */
 	size_t buf_size;
 	struct store_attr attr;
-	struct store_commit commit;
-	struct store_rename rename;
 	struct store_snap *raw_snap;
 	uint8_t *xattrs; /* STORE_XATTR_MAX bytes when allocated */
 	uint32_t xattr_size;
-	struct lock_waiter lock;
-	bool locked_wait, interrupted;
 	enum rq_result (*then)(struct rq *r); /* commit machine: where it goes on */
 	int64_t now;
-	/* the reply */
+	struct store_key store_key; /* for store calls: outlives a rename of the key object */
+	/*
+	 * Until here every request finds zeros, behind it only those of rq_new(): after rq_new_light() what is used there
+	 * has to be set first. (To clear it all takes longer than to open a key.)
+	 */
 	struct {
 		enum reply_kind kind;
+		size_t size;
 		struct fuse_entry_param entry;
 		struct statvfs vfs;
 		struct flock lk;
-		size_t size;
-	} out;
-	struct store_key store_key; /* for store calls: outlives a rename of the key object */
-	char key_text[STORE_KEY_MAX]; /* last: not cleared */
+	} out; /* the reply */
+	struct store_commit commit;
+	struct stat st;
+	struct rename_walk walk; /* ... and this was known of the first */
+	struct store_rename rename;
+	struct lock_waiter lock;
+	char key_text[STORE_KEY_MAX]; /* the bytes of store_key; never cleared, nor is what follows */
+	char text[RQ_TEXT];
 };
 
 struct mount_counters {
@@ -306,6 +313,7 @@ struct mount_counters {
 struct rq_spares {
 	_Alignas(64) struct rq *first; /* the worker's own */
 	unsigned n;
+	atomic_int requests; /* its struct rq that have not ended; others only read it */
 };
 
 struct kvfs_mount {
@@ -330,7 +338,7 @@ struct kvfs_mount {
 	struct mount_counters counters;
 	uint64_t nhandles;
 	bool ending;           /* nobody is left who would let go of a lock: do not wait for one */
-	atomic_uint nrequests; /* struct rq that have not ended; any thread */
+	atomic_int nrequests;  /* struct rq that have not ended, of threads without rq_spares; any thread */
 	int64_t started;
 };
 
@@ -349,6 +357,10 @@ zalloc(size_t size)
 struct kvfs_mount *rq_mount(fuse_req_t req);
 /** New request context with io and caller filled. NULL: -ENOMEM was replied. */
 struct rq *rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r));
+/** The same for the requests that most are: only the first part of it is cleared (see struct rq). */
+struct rq *rq_new_light(fuse_req_t req, enum rq_result (*step)(struct rq *r));
+/** Requests, or work of our own, that have not ended. Any thread; exact when no request begins or ends meanwhile. */
+int rq_count(const struct kvfs_mount *m);
 /** Free what workers kept. No request is left, no worker runs. */
 void rq_spares_free(struct kvfs_mount *m);
 /** A request of our own, on the current worker's io (or `io`). */
@@ -370,7 +382,7 @@ struct store_req *rq_store(struct rq *r, int state);
 const struct store_key *rq_key_of(struct rq *r, const struct key *k);
 /** Likewise for a name that the request holds. */
 const struct store_key *rq_key_name(struct rq *r, const char *name, uint32_t len);
-/** Copy a name into the request. 0, -ENAMETOOLONG, -ENOMEM. */
+/** Copy a name into the request. 0 or -ENAMETOOLONG; rq_set_name2() also -ENOMEM. */
 int rq_set_name(struct rq *r, const char *name);
 int rq_set_name2(struct rq *r, const char *name);
 int64_t now_ns(void);

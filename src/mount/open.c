@@ -546,7 +546,7 @@ open_ctl(struct rq *r)
 void
 op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	struct rq *r = rq_new(req, ctl_is(ino) ? open_ctl : open_step);
+	struct rq *r = rq_new_light(req, ctl_is(ino) ? open_ctl : open_step);
 
 	if (!r)
 		return;
@@ -830,10 +830,11 @@ create_refused(fuse_req_t req, fuse_ino_t parent, const char *name)
 static void
 create_start(fuse_req_t req, const char *name, mode_t mode, int flags, bool mknod)
 {
-	struct rq *r = rq_new(req, create_step);
+	struct rq *r = rq_new_light(req, create_step);
 
 	if (!r)
 		return;
+	r->commit.draft = NULL; /* none yet */
 	if (rq_set_name(r, name) < 0) {
 		rq_refuse(r, -ENOMEM);
 		return;

@@ -183,7 +183,7 @@ void
 op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	struct rq *r = rq_new(req, release_step);
+	struct rq *r = rq_new_light(req, release_step);
 
 	if (!r)
 		return;

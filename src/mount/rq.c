@@ -44,17 +44,25 @@ my_spares(struct kvfs_mount *m)
 	return w && worker_index(w) < RQ_WORKERS ? &m->spares[worker_index(w)] : NULL;
 }
 
-static struct rq *
-rq_alloc(struct kvfs_mount *m)
+/* One request more or less. A worker's own count is written by nobody else. */
+static void
+count(struct kvfs_mount *m, struct rq_spares *sp, int n)
 {
-	struct rq_spares *sp = my_spares(m);
-	struct rq *r = sp ? sp->first : NULL;
+	if (sp)
+		atomic_store_explicit(&sp->requests, atomic_load_explicit(&sp->requests, memory_order_relaxed) + n,
+				      memory_order_release);
+	else
+		atomic_fetch_add(&m->nrequests, n);
+}
 
-	if (!r)
-		return malloc(sizeof *r);
-	sp->first = r->spare;
-	sp->n--;
-	return r;
+int
+rq_count(const struct kvfs_mount *m)
+{
+	int n = atomic_load(&m->nrequests);
+
+	for (unsigned i = 0; i < RQ_WORKERS; i++)
+		n += atomic_load_explicit(&m->spares[i].requests, memory_order_acquire);
+	return n;
 }
 
 void
@@ -70,15 +78,23 @@ rq_spares_free(struct kvfs_mount *m)
 	}
 }
 
-struct rq *
-rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r))
+/* A context whose first `clear` bytes are zero. NULL: no memory. */
+static struct rq *
+rq_make(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r), size_t clear)
 {
-	struct rq *r = rq_alloc(m);
+	struct rq_spares *sp = my_spares(m);
+	struct rq *r = sp ? sp->first : NULL;
 
-	if (!r)
-		return NULL;
-	memset(r, 0, offsetof(struct rq, key_text));
-	atomic_fetch_add(&m->nrequests, 1);
+	if (r) {
+		sp->first = r->spare;
+		sp->n--;
+	} else {
+		r = malloc(sizeof *r);
+		if (!r)
+			return NULL;
+	}
+	memset(r, 0, clear);
+	count(m, sp, 1);
 	r->m = m;
 	r->io = io;
 	r->step = step;
@@ -87,9 +103,15 @@ rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(stru
 }
 
 struct rq *
-rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r))
+rq_new_internal(struct kvfs_mount *m, struct io *io, enum rq_result (*step)(struct rq *r))
 {
-	struct rq *r = rq_new_internal(rq_mount(req), worker_io(worker_current()), step);
+	return rq_make(m, io, step, offsetof(struct rq, key_text));
+}
+
+static struct rq *
+rq_of_caller(fuse_req_t req, enum rq_result (*step)(struct rq *r), size_t clear)
+{
+	struct rq *r = rq_make(rq_mount(req), worker_io(worker_current()), step, clear);
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 
 	if (!r) {
@@ -103,17 +125,31 @@ rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r))
 	return r;
 }
 
+struct rq *
+rq_new(fuse_req_t req, enum rq_result (*step)(struct rq *r))
+{
+	return rq_of_caller(req, step, offsetof(struct rq, key_text));
+}
+
+struct rq *
+rq_new_light(fuse_req_t req, enum rq_result (*step)(struct rq *r))
+{
+	struct rq *r = rq_of_caller(req, step, offsetof(struct rq, out));
+
+	if (r)
+		r->out.kind = REPLY_ERR;
+	return r;
+}
+
 static void
 rq_free(struct rq *r)
 {
 	struct kvfs_mount *m = r->m;
+	struct rq_spares *sp = my_spares(m);
 
-	free(r->name);
 	free(r->name2);
 	free(r->buf);
 	free(r->xattrs);
-	struct rq_spares *sp = my_spares(m);
-
 	if (sp && sp->n < RQ_SPARES) {
 		r->spare = sp->first;
 		sp->first = r;
@@ -121,7 +157,7 @@ rq_free(struct rq *r)
 	} else {
 		free(r);
 	}
-	atomic_fetch_sub(&m->nrequests, 1);
+	count(m, sp, -1);
 }
 
 void
@@ -132,28 +168,28 @@ rq_refuse(struct rq *r, int err)
 	rq_free(r);
 }
 
-static int
-set_name(const char *name, char **out, uint32_t *len)
+int
+rq_set_name(struct rq *r, const char *name)
 {
 	size_t n = strlen(name);
 
 	if (n > STORE_KEY_MAX)
 		return -ENAMETOOLONG;
-	*out = strdup(name);
-	*len = (uint32_t)n;
-	return *out ? 0 : -ENOMEM;
-}
-
-int
-rq_set_name(struct rq *r, const char *name)
-{
-	return set_name(name, &r->name, &r->name_len);
+	r->name = memcpy(r->text, name, n + 1);
+	r->name_len = (uint32_t)n;
+	return 0;
 }
 
 int
 rq_set_name2(struct rq *r, const char *name)
 {
-	return set_name(name, &r->name2, &r->name2_len);
+	size_t n = strlen(name);
+
+	if (n > STORE_KEY_MAX)
+		return -ENAMETOOLONG;
+	r->name2 = strdup(name);
+	r->name2_len = (uint32_t)n;
+	return r->name2 ? 0 : -ENOMEM;
 }
 
 const struct store_key *

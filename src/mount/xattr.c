@@ -460,10 +460,8 @@ name_errno(uint64_t ino, const char *name, bool set)
 }
 
 static struct rq *
-xattr_rq(fuse_req_t req, fuse_ino_t ino, const char *name, enum rq_result (*step)(struct rq *r))
+xattr_rq(struct rq *r, fuse_ino_t ino, const char *name)
 {
-	struct rq *r = rq_new(req, step);
-
 	if (!r)
 		return NULL;
 	r->nodeid = ino;
@@ -483,7 +481,7 @@ op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 		fuse_reply_err(req, e);
 		return;
 	}
-	struct rq *r = xattr_rq(req, ino, name, getxattr_step);
+	struct rq *r = xattr_rq(rq_new_light(req, getxattr_step), ino, name);
 
 	if (!r)
 		return;
@@ -501,7 +499,7 @@ op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 			fuse_reply_xattr(req, 0);
 		return;
 	}
-	struct rq *r = xattr_rq(req, ino, NULL, listxattr_step);
+	struct rq *r = xattr_rq(rq_new_light(req, listxattr_step), ino, NULL);
 
 	if (!r)
 		return;
@@ -518,7 +516,7 @@ op_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
 		fuse_reply_err(req, e);
 		return;
 	}
-	struct rq *r = xattr_rq(req, ino, name, setxattr_step);
+	struct rq *r = xattr_rq(rq_new(req, setxattr_step), ino, name);
 
 	if (!r)
 		return;
@@ -543,7 +541,7 @@ op_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
 		fuse_reply_err(req, e);
 		return;
 	}
-	struct rq *r = xattr_rq(req, ino, name, setxattr_step);
+	struct rq *r = xattr_rq(rq_new(req, setxattr_step), ino, name);
 
 	if (r)
 		rq_run(r);
