@@ -20,13 +20,16 @@ hash_of(uint64_t id)
 	return (id / 2) * UINT64_C(0x9e3779b97f4a7c15); /* pairs share a hash */
 }
 
+static bool
+is(const struct lhash_item *it, const void *what)
+{
+	return ((const struct item *)it)->id == *(const uint64_t *)what;
+}
+
 static struct item *
 find(struct lhash *h, uint64_t id)
 {
-	for (struct lhash_item *i = lhash_first(h, hash_of(id)); i; i = lhash_next(i))
-		if (((struct item *)i)->id == id)
-			return (struct item *)i;
-	return NULL;
+	return (struct item *)lhash_find(h, hash_of(id), is, &id);
 }
 
 static void
@@ -49,6 +52,55 @@ growth_keeps_every_item(void **state)
 		lhash_remove(&h, &items[i].link);
 	for (uint64_t i = 0; i < N; i++)
 		assert_ptr_equal(find(&h, i), i % 3 ? &items[i] : NULL);
+	lhash_destroy(&h);
+	free(items);
+}
+
+/* All in one bucket: seven in its slots, the others in its list, which no split makes shorter. */
+static void
+items_of_one_hash_are_told_apart(void **state)
+{
+	static struct item items[100];
+	struct lhash h;
+
+	(void)state;
+	assert_int_equal(lhash_init(&h), 0);
+	for (uint64_t i = 0; i < 100; i++) {
+		items[i].id = i;
+		lhash_insert(&h, &items[i].link, 42);
+	}
+	for (uint64_t n = 0; n < 100; n++) {
+		uint64_t i = n * 37 % 100;
+
+		for (uint64_t left = n; left < 100; left++) {
+			uint64_t id = left * 37 % 100;
+
+			assert_ptr_equal(lhash_find(&h, 42, is, &id), &items[id]);
+		}
+		lhash_remove(&h, &items[i].link);
+		assert_null(lhash_find(&h, 42, is, &i));
+	}
+	assert_int_equal(h.count, 0);
+	lhash_destroy(&h);
+}
+
+/* Hashes in a row: each bucket gets the same number, whatever bits a split goes by, and only the right ones find them again. */
+static void
+splits_go_by_the_right_bit(void **state)
+{
+	struct item *items = calloc(N, sizeof *items);
+	struct lhash h;
+
+	(void)state;
+	assert_non_null(items);
+	assert_int_equal(lhash_init(&h), 0);
+	for (uint64_t i = 0; i < N; i++) {
+		items[i].id = i;
+		lhash_insert(&h, &items[i].link, i);
+	}
+	for (uint64_t i = 0; i < N; i++)
+		assert_ptr_equal(lhash_find(&h, i, is, &i), &items[i]);
+	assert_int_equal(h.level_size + h.split, N / LHASH_FILL);
 	lhash_destroy(&h);
 	free(items);
 }
@@ -94,6 +146,8 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(growth_keeps_every_item),
+		cmocka_unit_test(items_of_one_hash_are_told_apart),
+		cmocka_unit_test(splits_go_by_the_right_bit),
 		cmocka_unit_test(a_walk_may_remove_what_it_is_given_and_stop),
 	};
 

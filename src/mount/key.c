@@ -31,7 +31,7 @@ name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
 static uint64_t
 id_hash(uint64_t nodeid)
 {
-	return nodeid * UINT64_C(0x9e3779b97f4a7c15) >> 16;
+	return (nodeid ^ nodeid >> 32) * UINT64_C(0x9e3779b97f4a7c15) >> 16; /* (the incarnation is in the upper half) */
 }
 
 /* ---- snaps and drafts ---- */
@@ -93,18 +93,22 @@ mdraft_put(struct kvfs_mount *m, struct mdraft *d)
 
 /* ---- keys ---- */
 
+static bool
+is_key(const struct lhash_item *it, const void *what)
+{
+	const struct key *k = container_of(it, struct key, by_name);
+	const struct store_key *name = what;
+
+	return k->name_len == name->len && memcmp(k->name, name->data, name->len) == 0;
+}
+
 struct key *
 key_find(struct kvfs_mount *m, const char *name, uint32_t len)
 {
-	struct lhash_item *it = lhash_first(&m->keys, name_hash(m, name, len));
+	const struct store_key what = {.data = name, .len = len};
+	struct lhash_item *it = lhash_find(&m->keys, name_hash(m, name, len), is_key, &what);
 
-	for (; it; it = lhash_next(it)) {
-		struct key *k = container_of(it, struct key, by_name);
-
-		if (k->name_len == len && memcmp(k->name, name, len) == 0)
-			return k;
-	}
-	return NULL;
+	return it ? container_of(it, struct key, by_name) : NULL;
 }
 
 struct key *
@@ -360,18 +364,18 @@ key_own_writer(struct key *k, pid_t pid)
 
 /* ---- nodes ---- */
 
+static bool
+is_node(const struct lhash_item *it, const void *what)
+{
+	return container_of(it, struct node, by_id)->nodeid == *(const uint64_t *)what;
+}
+
 struct node *
 node_find(struct kvfs_mount *m, uint64_t nodeid)
 {
-	struct lhash_item *it = lhash_first(&m->nodes, id_hash(nodeid));
+	struct lhash_item *it = lhash_find(&m->nodes, id_hash(nodeid), is_node, &nodeid);
 
-	for (; it; it = lhash_next(it)) {
-		struct node *n = container_of(it, struct node, by_id);
-
-		if (n->nodeid == nodeid)
-			return n;
-	}
-	return NULL;
+	return it ? container_of(it, struct node, by_id) : NULL;
 }
 
 struct handle *
@@ -424,6 +428,8 @@ node_new(struct kvfs_mount *m, struct key *k)
 	n->ksize = -1;
 	list_add_tail(&k->nodes, &n->of_key);
 	lhash_insert(&m->nodes, &n->by_id, id_hash(n->nodeid));
+	if (n->nodeid >> INO_BITS == 0)
+		lhash_prefetch(&m->nodes, id_hash(n->nodeid + 1)); /* the next new key's */
 	return n;
 }
 
