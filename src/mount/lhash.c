@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * lhash.c - see lhash.h. Bucket b lives in directory 0 for b < 2^LHASH_BASE, else in the one of its highest bit. The low bits
- * of a hash say which bucket; those in a slot are the next 20, so up to 2^26 buckets a split finds the deciding bit there.
+ * of a hash say which bucket; those in a slot are the next 19, so up to 2^25 buckets a split finds the deciding bit there.
  */
 #include "mount/lhash.h"
 #include <assert.h>
@@ -10,9 +10,9 @@
 #include <string.h>
 
 #define TAG_LOW       LHASH_BASE /* first bit of the hash in a slot */
-#define TAG_BITS      20u
+#define TAG_BITS      19u
 #define TAG_SHIFT     (64u - TAG_BITS)
-#define POINTER_SHIFT 3u /* an item's address has 47 bits, of which the low ones are 0 */
+#define POINTER_SHIFT 3u /* an item's address has 48 bits, of which the low ones are 0 */
 #define POINTER_MASK  ((UINT64_C(1) << TAG_SHIFT) - 1)
 
 static uint64_t

@@ -3,7 +3,7 @@
  * lhash.h - a hash table of items that lie in the user's objects. It grows by one bucket at a time (linear hashing, W. Litwin
  * 1980), so that no single operation pays for a rehash. For the mount's keys and nodes. No locking inside.
  *
- * A bucket is one cache line: seven slots and a list of those that found no place. A slot is an item's address and 20 bits of
+ * A bucket is one cache line: seven slots and a list of those that found no place. A slot is an item's address and 19 bits of
  * its hash, so who looks for what is not there touches one line and no item, and who looks for what is there no other item.
  */
 #ifndef KVFS_MOUNT_LHASH_H

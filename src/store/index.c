@@ -230,6 +230,20 @@ chain_spread(const struct index *ix, struct bucket from, struct chain_writer *to
 	}
 }
 
+/*
+ * Splits come in order, so what the next ones will touch is known: fetch the next bucket's entries, if its split will read
+ * them, and the bucket after it.
+ */
+static void
+split_prefetch(const struct index *ix)
+{
+	const struct bucket *b = bucket_at(ix, ix->split);
+
+	for (unsigned i = 0; ix->level < 64 - TAG_LOW - TAG_BITS && i < SLOTS && b->slot[i]; i++)
+		__builtin_prefetch(slot_entry(b->slot[i])->key);
+	__builtin_prefetch(bucket_at(ix, ix->split + 1), 1);
+}
+
 /* Split the next bucket. Return: false when there is no memory for the new bucket's region. */
 static bool
 split_one(struct index *ix)
@@ -253,6 +267,7 @@ split_one(struct index *ix)
 		ix->level++;
 		ix->split = 0;
 	}
+	split_prefetch(ix);
 	return true;
 }
 
