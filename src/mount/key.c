@@ -22,6 +22,14 @@
 #define STRANGERS_NS (INT64_C(30) * 1000000000)
 #define STRANGERS    (-1) /* in place of a thread */
 
+/*
+ * Whom somebody's handle would send on to another node waits for so many barriers before: among many that take turns on the CPUs
+ * the handle is closed meanwhile more often than not, and a move costs three requests and more afterwards. (16 clients, 90 %
+ * reads, zipfian over 1,000 keys: 7.0 -> 6.4 us an operation over io_uring, 13.6 -> 12.7 over /dev/fuse.)
+ */
+#define PATIENT_ROUNDS 3u
+#define CHEAP_WORKERS  4u /* with more of them a barrier costs more than it spares */
+
 static uint64_t
 name_hash(const struct kvfs_mount *m, const char *name, uint32_t len)
 {
@@ -655,6 +663,21 @@ release_settle(struct rq *r)
 	r->barrier.fn = barrier_passed;
 	worker_barrier(&r->barrier);
 	return RQ_WAIT;
+}
+
+enum rq_result
+node_left(struct rq *r, const struct node *n)
+{
+	bool lasts = session_workers(r->m->session) > CHEAP_WORKERS;
+
+	for (const struct list *l = n->key->writers.next; n->writers && !lasts && l != &n->key->writers; l = l->next) {
+		const struct handle *h = list_entry(l, struct handle, of_key);
+
+		lasts = h->node == n && (h->draft->committing || h->opener == r->pid);
+	}
+	if (!lasts && r->rounds++ < PATIENT_ROUNDS)
+		r->settled = false;
+	return release_settle(r);
 }
 
 enum rq_result

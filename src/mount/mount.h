@@ -261,6 +261,7 @@ struct rq {
 	struct key *turn;  /* the key on which a shared turn is held */
 	struct key *queued;/* counted in its exclude_waiting */
 	unsigned tries;
+	unsigned rounds;   /* node_left: barriers it has waited for */
 	enum store_sync sync;
 	bool snap_asked;   /* edit_draft_get: it waits for the committed value */
 	bool misplaced;    /* WRITE: an append whose place is not what the kernel believed */
@@ -495,6 +496,11 @@ enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *exce
  * entered again; RQ_DONE: it is really there.
  */
 enum rq_result release_settle(struct rq *r);
+/**
+ * As release_settle(), for handles on n that keep r away from it: they are given some time to be closed, unless that cannot be
+ * hoped for (r's own thread has opened it, or the disk is being waited for).
+ */
+enum rq_result node_left(struct rq *r, const struct node *n);
 /** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */
 struct handle *key_own_writer(struct key *k, pid_t pid);
 bool key_has_live_writers(const struct key *k);

@@ -176,7 +176,7 @@ open_writer(struct rq *r, struct node *n)
 			move_end(m, mv);
 		n->writers--;
 		if (n->opens || n->reserved || n->claimed || n == k->edit_node || setattr_pending(r, n))
-			return release_settle(r) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
+			return node_left(r, n) == RQ_WAIT ? RQ_WAIT : writer_elsewhere(r, n);
 	}
 	n->lone = false;
 	k->created.ino = k->ino;
@@ -351,7 +351,7 @@ open_committed(struct rq *r, struct node *n, bool edit)
 	}
 	fits = node_usable(n, r->attr.version) &&
 	       (live || (arrived && n->ksize == (int64_t)r->attr.size) || node_size_is(r, n, r->attr.size));
-	if (!fits && !mv && !lost && n->writers + n->opens && release_settle(r) == RQ_WAIT) {
+	if (!fits && !mv && !lost && n->writers + n->opens && node_left(r, n) == RQ_WAIT) {
 		store_snap_close(m->store, r->raw_snap);
 		r->raw_snap = NULL;
 		r->state = 0;
