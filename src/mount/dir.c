@@ -54,18 +54,34 @@ struct listed {
 };
 
 #define LISTED_SIZE(len) ((sizeof(struct listed) + (len) + 8) & ~(size_t)7)
-#define DIRENT_SIZE(r, len) ((((r)->flag ? 152u : 24u) + (len) + 7) & ~7u)
+#define PLUS_SIZE(len) ((152u + (len) + 7) & ~7u)
 
-/* Called by the engine (possibly with its lock held): only copy, as many as the reply can hold. */
+/* Called by the engine (possibly with its lock held) for READDIR, which needs no node: straight into the reply. */
 static int
-collect(void *arg, const struct store_entry *e)
+collect_plain(void *arg, const struct store_entry *e)
+{
+	const struct stat st = {.st_ino = e->attr.ino, .st_mode = S_IFREG};
+	struct rq *r = arg;
+	bool full;
+
+	if (e->key.len == sizeof CTL_NAME - 1 && memcmp(e->key.data, CTL_NAME, e->key.len) == 0)
+		return 0;
+	memcpy(r->text, e->key.data, e->key.len);
+	r->text[e->key.len] = 0;
+	add_plain(r, r->text, &st, e->cookie + OFF_KEYS, &full);
+	return full;
+}
+
+/* Likewise for READDIRPLUS: only copy, as many as the reply can hold. */
+static int
+collect_plus(void *arg, const struct store_entry *e)
 {
 	struct rq *r = arg;
 	size_t need = LISTED_SIZE(e->key.len);
 
 	if (e->key.len == sizeof CTL_NAME - 1 && memcmp(e->key.data, CTL_NAME, e->key.len) == 0)
 		return 0;
-	if (r->wgen < DIRENT_SIZE(r, e->key.len))
+	if (r->wgen < PLUS_SIZE(e->key.len))
 		return 1;
 	if (r->xattr_size + need > r->buf_size) {
 		size_t size = r->buf_size * 2 + 65536;
@@ -84,7 +100,7 @@ collect(void *arg, const struct store_entry *e)
 	memcpy(l->name, e->key.data, e->key.len);
 	l->name[e->key.len] = 0;
 	r->xattr_size += (uint32_t)need;
-	r->wgen -= DIRENT_SIZE(r, e->key.len);
+	r->wgen -= PLUS_SIZE(e->key.len);
 	return 0;
 }
 
@@ -96,10 +112,6 @@ add_key(struct rq *r, struct listed *l, bool *full)
 	struct stat st;
 
 	attr_to_stat(m, &a, &st);
-	if (!r->flag) {
-		add_plain(r, l->name, &st, l->cookie + OFF_KEYS, full);
-		return;
-	}
 	struct key *k = key_get(m, l->name, l->len);
 	struct node *n = NULL;
 
@@ -189,7 +201,7 @@ readdir_step(struct rq *r)
 	uint64_t cookie = r->off > OFF_KEYS ? r->off - OFF_KEYS : 0;
 
 	r->wgen = r->size - r->got; /* bytes that are left in the reply */
-	r->err = store_list(m->store, cookie, NULL, collect, r, rq_store(r, 1));
+	r->err = store_list(m->store, cookie, NULL, r->flag ? collect_plus : collect_plain, r, rq_store(r, 1));
 	if (r->err == STORE_PENDING)
 		return RQ_WAIT;
 	add_listed(r);

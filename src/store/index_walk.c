@@ -18,6 +18,27 @@ struct walk_item {
 	struct index_entry *e;
 };
 
+/* What the walk comes to next, after the bucket whose last hash is `end`: fetch its entries, and the bucket after it. */
+static void
+walk_prefetch(const struct index *ix, uint64_t end)
+{
+	const struct bucket *p;
+	uint64_t b;
+
+	if (end == UINT64_MAX)
+		return;
+	b = bucket_of(ix, end + 1);
+	for (p = bucket_at(ix, b); p; p = p->next) {
+		for (unsigned i = 0; i < SLOTS && p->slot[i]; i++) {
+			__builtin_prefetch(slot_entry(p->slot[i]));
+			__builtin_prefetch(slot_entry(p->slot[i])->key);
+		}
+	}
+	end = (end + 1) | UINT64_MAX >> bucket_depth(ix, b);
+	if (end != UINT64_MAX)
+		__builtin_prefetch(bucket_at(ix, bucket_of(ix, end + 1)));
+}
+
 /*
  * Collect the entries of a chain with lo <= hash <= hi, sorted by hash.
  * Return: how many there are; above WALK_BATCH: too many, nothing useful in `items`.
@@ -27,10 +48,6 @@ walk_collect(const struct index *ix, const struct bucket *b, uint64_t lo, uint64
 {
 	unsigned n = 0;
 
-	for (const struct bucket *p = b; p; p = p->next) {
-		for (unsigned i = 0; i < SLOTS && p->slot[i]; i++)
-			__builtin_prefetch(slot_entry(p->slot[i])->key);
-	}
 	for (; b; b = b->next) {
 		for (unsigned i = 0; i < SLOTS && b->slot[i]; i++) {
 			struct index_entry *e = slot_entry(b->slot[i]);
@@ -80,6 +97,7 @@ walk_bucket(struct index *ix, uint64_t *next, bool *whole,
 	unsigned n;
 	int err;
 
+	walk_prefetch(ix, end);
 	for (;;) {
 		n = walk_collect(ix, bucket_at(ix, b), lo, hi, items);
 		if (n <= WALK_BATCH)

@@ -201,10 +201,14 @@ list_entry(void *arg, struct index_entry *e, uint64_t cookie)
 
 	if (l->prefix && (se.key.len < l->prefix->len || memcmp(e->key, l->prefix->data, l->prefix->len)))
 		return 0;
-	state_from_entry(l->s, e, &ks);
-	if (!ks.exists || state_expired(&ks, l->now))
+	if (index_flags(e) & INDEX_F_GHOST)
 		return 0;
-	state_attr(&ks, &se.attr);
+	if (!entry_attr(l->s, e, &se.attr)) {
+		state_from_entry(l->s, e, &ks);
+		if (state_expired(&ks, l->now))
+			return 0;
+		state_attr(&ks, &se.attr);
+	}
 	return l->cb(l->arg, &se);
 }
 

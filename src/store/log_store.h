@@ -490,6 +490,8 @@ void acct_free(struct acct *a);
 /* ---- states and the index (state.c); store's lock held in all ---- */
 
 void state_from_entry(struct log_store *s, const struct index_entry *e, struct kstate *st);
+/** The attributes of a key that has no extra, which are all in its entry. Return: false: it has one. */
+bool entry_attr(struct log_store *s, const struct index_entry *e, struct store_attr *a);
 void state_attr(const struct kstate *st, struct store_attr *a);
 bool state_expired(const struct kstate *st, int64_t now);
 /** The entry's present state; NULL: one that does not exist. */

@@ -388,6 +388,25 @@ state_attr(const struct kstate *st, struct store_attr *a)
 		a->disk += value_bytes(st->value);
 }
 
+bool
+entry_attr(struct log_store *s, const struct index_entry *e, struct store_attr *a)
+{
+	if (index_extra(e))
+		return false;
+	*a = (struct store_attr){
+		.ino = index_ino(e),
+		.version = e->seq,
+		.size = index_size(e),
+		.disk = e->seg ? (uint64_t)index_reclen(e) : 0,
+		.atime = e->mtime,
+		.mtime = e->mtime,
+		.ctime = e->mtime,
+		.lease_ns = STORE_LEASE_FOREVER,
+	};
+	index_owner_get(s->ix, e->owner, &a->mode, &a->uid, &a->gid);
+	return true;
+}
+
 static bool
 needs_extra(const struct kstate *st)
 {
