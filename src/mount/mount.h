@@ -349,6 +349,7 @@ zalloc(size_t size)
 {
 	void *p = malloc(size);
 
+	__asm__("" : "+r"(p)); /* else the compiler makes a calloc() of it */
 	return p ? memset(p, 0, size) : NULL;
 }
 
