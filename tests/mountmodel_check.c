@@ -51,6 +51,16 @@ open_errno(const struct model *m, const struct call *c, bool *create)
 	return kind_of(flags, false) != MREPL && !m->n[c->name].key ? EBUSY : 0;
 }
 
+/* Whether a replacement of the name has something left to publish: what was set on it then applies to the next creator's, too. */
+static bool
+any_unpublished(const struct model *m, int name)
+{
+	for (unsigned i = 0; i < m->nofds; i++)
+		if (mm_pending_on(m->ofds[i], name) && (!m->ofds[i]->published || m->ofds[i]->unpub))
+			return true;
+	return false;
+}
+
 static const char *
 check_open(struct model *m, const struct call *c, const struct result *r)
 {
@@ -61,7 +71,7 @@ check_open(struct model *m, const struct call *c, const struct result *r)
 
 	if (r->err || err)
 		return mm_want_err(m, r, err);
-	if (create && (kind != MREPL || !mm_any_pending(m, c->name, false)))
+	if (create && (kind != MREPL || !any_unpublished(m, c->name)))
 		m->n[c->name].created = (struct attrs){.mode = 0644};
 	if (create && kind != MREPL)
 		mm_key_new(m, c->name)->a = m->n[c->name].created;

@@ -388,6 +388,21 @@ def rename_onto_it_ends_a_pending_put_if_absent(m, peer):
 
 
 @case
+def an_unlinked_value_that_is_still_open_lends_the_next_creator_nothing(m, peer):
+    k = m.key("lends-nothing")
+    fd = peer.os.open(k, WRITE_NEW)
+    peer.os.write(fd, b"v")
+    peer.os.fsync(fd)
+    os.unlink(k)
+    peer.os.chmod(k, 0o666)
+    mine = os.open(k, WRITE_NEW, 0o600)
+    equal(stat.S_IMODE(os.stat(k).st_mode), 0o600, "its creator's")
+    os.close(mine)
+    peer.os.close(fd)
+    equal(stat.S_IMODE(peer.os.stat(k).st_mode), 0o600, "everybody's")
+
+
+@case
 def what_is_set_on_a_pending_key_outlasts_another_creator(m, peer):
     k = m.key("set-pending")
     fd = os.open(k, WRITE_NEW)
