@@ -59,6 +59,10 @@ def touch_memory(most):
     bytes, and not of who writes over old ones. At most a third of what is available. Returns a line that says what was done.
     """
     available = int(re.search(r"MemAvailable:\s*(\d+)", read("/proc/meminfo")).group(1)) << 10
+    for limit in ("/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                  "/sys/fs/cgroup" + read("/proc/self/cgroup").rpartition("0::")[2].partition("\n")[0] + "/memory.max"):
+        if read(limit).isdigit():
+            available = min(available, int(read(limit)))
     size = min(most, available // 3) & ~0xfffff
     took = []
     try:
