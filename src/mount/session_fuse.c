@@ -42,7 +42,7 @@ worker_handle(struct worker *w, void *mem, size_t size)
 	if (atomic_load(&w->s->ending))
 		atomic_store(&w->s->last_ns, session_now_ns());
 	n = atomic_load_explicit(&w->ncallers, memory_order_relaxed);
-	w->callers[n % CROWD_LOOK] = in->pid;
+	atomic_store_explicit(&w->callers[n % CROWD_LOOK], in->pid, memory_order_relaxed);
 	atomic_store_explicit(&w->ncallers, n + 1, memory_order_relaxed);
 	w->handling = in;
 	fuse_session_process_buf(w->s->fuse, &buf);

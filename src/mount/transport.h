@@ -76,7 +76,7 @@ struct worker {
 	bool worked; /* since it last found nothing to do */
 
 	/* Whom it serves, for polling and gathering: see transport_dev.c and transport_uring.c */
-	uint32_t callers[CROWD_LOOK]; /* thread ids of the last requests; 0: not known, or nobody's */
+	_Atomic uint32_t callers[CROWD_LOOK]; /* thread ids of the last requests; 0: not known, or nobody's; as ncallers */
 	_Atomic unsigned ncallers;    /* requests ever; written by this worker only, read by any */
 	unsigned gather_seen;         /* of them, when `crowded` was found out */
 	uint64_t gather_ns;           /* then */

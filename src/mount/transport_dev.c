@@ -45,7 +45,7 @@ enum {
 	CREDIT_LOSS = 2,
 	ALONE_PERCENT = 75, /* of the polling time between two looks of the one of two workers that is alone on its CPU */
 	ALONE_NS = 40000,   /* but not longer */
-	LEAVE_NS = 400000,  /* so long it leaves all requests to the other, as long as that one gets some between two looks */
+	LEAVE_NS = 400000,  /* so long it leaves a program's requests to the other, if that gets some between two looks */
 	SHARED_NS = 2000,   /* so long is no offer of the CPU that nobody takes */
 };
 
@@ -122,16 +122,18 @@ poll_ns(const struct worker *w, enum waiting what)
 	return (uint64_t)w->s->cfg.spin_us * 1000 * factor[what];
 }
 
-/* Have the last requests, as far as they are anybody's, come from one program? */
+/* Have the last requests, as far as they are anybody's, come from one program? Any worker. */
 static bool
 serves_one(const struct worker *w)
 {
 	uint32_t pid = 0;
 
 	for (unsigned i = 0; i < CROWD_LOOK; i++) {
-		if (w->callers[i] && pid && w->callers[i] != pid)
+		uint32_t caller = atomic_load_explicit(&w->callers[i], memory_order_relaxed);
+
+		if (caller && pid && caller != pid)
 			return false;
-		pid = w->callers[i] ? w->callers[i] : pid;
+		pid = caller ? caller : pid;
 	}
 	return true;
 }
@@ -206,7 +208,7 @@ spin(struct worker *w, enum waiting what)
 				end = now + limit;
 				other_works = true;
 			}
-			if (!works || now >= must) {
+			if (!works || now >= must || !serves_one(other)) {
 				n = take_requests(w);
 				must = now + LEAVE_NS;
 			}

@@ -597,7 +597,8 @@ is_crowded(struct worker *w)
 	for (unsigned i = 0; i < CROWD_LOOK; i++) {
 		unsigned k = 0;
 
-		while (k < i && w->callers[k] != w->callers[i])
+		while (k < i && atomic_load_explicit(&w->callers[k], memory_order_relaxed) !=
+					atomic_load_explicit(&w->callers[i], memory_order_relaxed))
 			k++;
 		n += k == i;
 	}
