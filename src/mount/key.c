@@ -668,12 +668,14 @@ release_settle(struct rq *r)
 enum rq_result
 node_left(struct rq *r, const struct node *n)
 {
-	bool lasts = session_workers(r->m->session) > CHEAP_WORKERS;
+	const struct key *k = n->key;
+	bool lasts = session_workers(r->m->session) > CHEAP_WORKERS || (n == k->edit_node && k->editors) ||
+		     (!n->writers && (!n->opens || (n->opens == 1 && r->pid && n->opened_by == r->pid)));
 
-	for (const struct list *l = n->key->writers.next; n->writers && !lasts && l != &n->key->writers; l = l->next) {
+	for (const struct list *l = k->writers.next; n->writers && !lasts && l != &k->writers; l = l->next) {
 		const struct handle *h = list_entry(l, struct handle, of_key);
 
-		lasts = h->node == n && (h->draft->committing || h->opener == r->pid);
+		lasts = h->node == n && (h->draft->committing || (r->pid && h->opener == r->pid));
 	}
 	if (!lasts && r->rounds++ < PATIENT_ROUNDS)
 		r->settled = false;

@@ -155,6 +155,7 @@ struct node {
 	uint64_t pages;    /* of the pages the kernel may still hold; 0: none, or unknown */
 	bool filled;       /* since they were dropped last the kernel has read some, or written whole ones */
 	int64_t ksize;     /* the kernel's i_size as far as we can know, -1: unknown */
+	pid_t opened_by;   /* the thread of the last READ or EDIT handle */
 	pid_t ksize_by;    /* the thread that was told ksize and may not have taken it in yet; 0: it is in force */
 	pid_t setattr_by;  /* the thread that was answered a SETATTR last and may not have taken its size in yet ... */
 	int64_t setattr_until; /* ... until then (monotonic ns); 0: nobody */
@@ -499,7 +500,7 @@ enum rq_result key_settle(struct rq *r, struct key *k, const struct handle *exce
 enum rq_result release_settle(struct rq *r);
 /**
  * As release_settle(), for handles on n that keep r away from it: they are given some time to be closed, unless that cannot be
- * hoped for (r's own thread has opened it, or the disk is being waited for).
+ * hoped for: r's own thread has opened the only one, an editor has, the disk is being waited for, or it is no handle.
  */
 enum rq_result node_left(struct rq *r, const struct node *n);
 /** A pending replacement on k whose opener is the process of `pid` (new key by its writer), or NULL. */

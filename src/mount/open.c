@@ -46,6 +46,8 @@ handle_new(struct rq *r, enum handle_kind kind, struct key *k, struct node *n)
 	h->key = k ? key_ref(k) : NULL;
 	h->node = n;
 	h->opener = r->pid;
+	if (n && kind != H_REPL)
+		n->opened_by = r->pid;
 	h->serial = ++r->m->opens;
 	h->append = (r->fi.flags & O_APPEND) != 0;
 	h->excl = (r->fi.flags & O_EXCL) != 0;
@@ -650,12 +652,19 @@ create_edit_commit(struct rq *r, struct key *k)
 	struct kvfs_mount *m = r->m;
 	struct store_commit *c = &r->commit;
 	struct store_draft *d;
-	int e = key_number(m, k);
+	int e;
 
+	if (k->deciding) /* somebody puts if absent */
+		return rq_park(r, &k->turn_waiters);
+	if (turn_share(r, k) == RQ_WAIT)
+		return RQ_WAIT;
+	e = key_number(m, k);
 	if (!e)
 		e = store_draft_new(m->store, NULL, &d);
-	if (e)
+	if (e) {
+		turn_end_share(r);
 		return rq_err(r, e);
+	}
 	*c = (struct store_commit){
 		.key = key_name(k),
 		.kind = STORE_REPLACE,
@@ -669,14 +678,6 @@ create_edit_commit(struct rq *r, struct key *k)
 	if (m->cfg.default_ttl_ns) {
 		c->set |= STORE_SET_EXPIRY;
 		c->attr.expires = now_ns() + m->cfg.default_ttl_ns;
-	}
-	if (k->deciding) { /* somebody puts if absent */
-		store_draft_free(m->store, d);
-		return rq_park(r, &k->turn_waiters);
-	}
-	if (turn_share(r, k) == RQ_WAIT) {
-		store_draft_free(m->store, d);
-		return RQ_WAIT;
 	}
 	k->publishing++; /* and nobody may do so now */
 	r->err = store_commit(m->store, c, rq_store(r, 2));
