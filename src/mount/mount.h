@@ -350,7 +350,9 @@ zalloc(size_t size)
 {
 	void *p = malloc(size);
 
+#ifndef __clang_analyzer__ /* which takes it for a leak */
 	__asm__("" : "+r"(p)); /* else the compiler makes a calloc() of it */
+#endif
 	return p ? memset(p, 0, size) : NULL;
 }
 
