@@ -10,7 +10,7 @@ import sys
 import time
 
 from . import machine
-from .run import QUICK, Context, median
+from .run import QUICK, TOUCH_BYTES, Context, median
 from .report import si
 
 VALUE_SIZES = [100, 1 << 10, 10 << 10, 100 << 10, 1 << 20, 10 << 20, 100 << 20]
@@ -118,7 +118,7 @@ def table(rows, first):
 def measure(args, places, out):
     quick = args.level == QUICK
     cx = Context(places, args.level, args.seconds or (0.2 if quick else 0.5), args.rounds or (3 if quick else 7))
-    facts = machine.facts(places.program("kvfs"), places.data, (2 if quick else 8) << 30)
+    facts = machine.facts(places.program("kvfs"), places.data, TOUCH_BYTES[args.level])
     for k, v in facts.items():
         print(f"{k:14} {v}")
     sizes = VALUE_SIZES[:5] if quick else VALUE_SIZES

@@ -77,7 +77,7 @@ def touch_memory(most):
 
 
 def facts(kvfs, where, touch):
-    """A dictionary, in the order in which it is shown. touch: bytes, for touch_memory()."""
+    """A dictionary, in the order in which it is shown. Touches so many bytes of memory first (touch_memory)."""
     mem = int(re.search(r"MemTotal:\s*(\d+)", read("/proc/meminfo")).group(1)) >> 10
     source, fstype, opts = mount_of(where)
     return {

@@ -9,12 +9,11 @@ import time
 
 from . import cells, cells_large, growth, machine, plot, report
 from .places import Places
-from .run import DEFAULT, FULL, LEVELS, QUICK, Context, Progress, run_cell
+from .run import DEFAULT, FULL, LEVELS, QUICK, TOUCH_BYTES, Context, Progress, run_cell
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 ROUNDS = {QUICK: (0.2, 5), DEFAULT: (0.3, 11), FULL: (1.0, 15)}  # seconds a round, rounds
 LOOP_GIB = {QUICK: 4, DEFAULT: 16, FULL: 24}
-TOUCH_GIB = {QUICK: 2, DEFAULT: 8, FULL: 16}
 
 
 def parse(argv):
@@ -91,7 +90,7 @@ def measure(args, places, out):
     cx = Context(places, args.level, args.seconds or seconds, args.rounds or rounds)
     chosen = choose(args)
     progress = Progress(len(chosen))
-    facts = machine.facts(places.program("kvfs"), places.data, TOUCH_GIB[args.level] << 30)
+    facts = machine.facts(places.program("kvfs"), places.data, TOUCH_BYTES[args.level])
     for tool, package in machine.missing_tools().items():
         places.notes.append(f"{tool} is not installed ({package}): scripts/setup bench brings it")
     for k, v in facts.items():

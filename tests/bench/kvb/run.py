@@ -9,6 +9,7 @@ from .places import Failed, Missing, busy_ns
 
 QUICK, DEFAULT, FULL = "quick", "default", "full"
 LEVELS = (QUICK, DEFAULT, FULL)
+TOUCH_BYTES = {QUICK: 2 << 30, DEFAULT: 8 << 30, FULL: 16 << 30}  # of memory, before anything is measured
 
 
 class Cell:
