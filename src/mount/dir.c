@@ -56,6 +56,13 @@ struct listed {
 #define LISTED_SIZE(len) ((sizeof(struct listed) + (len) + 8) & ~(size_t)7)
 #define PLUS_SIZE(len) ((152u + (len) + 7) & ~7u)
 
+/* The root's own record, which is no key. */
+static bool
+is_root_record(const struct store_key *key)
+{
+	return key->len == sizeof CTL_NAME - 1 && memcmp(key->data, CTL_NAME, key->len) == 0;
+}
+
 /* Called by the engine (possibly with its lock held) for READDIR, which needs no node: straight into the reply. */
 static int
 collect_plain(void *arg, const struct store_entry *e)
@@ -64,7 +71,7 @@ collect_plain(void *arg, const struct store_entry *e)
 	struct rq *r = arg;
 	bool full;
 
-	if (e->key.len == sizeof CTL_NAME - 1 && memcmp(e->key.data, CTL_NAME, e->key.len) == 0)
+	if (is_root_record(&e->key))
 		return 0;
 	memcpy(r->text, e->key.data, e->key.len);
 	r->text[e->key.len] = 0;
@@ -79,7 +86,7 @@ collect_plus(void *arg, const struct store_entry *e)
 	struct rq *r = arg;
 	size_t need = LISTED_SIZE(e->key.len);
 
-	if (e->key.len == sizeof CTL_NAME - 1 && memcmp(e->key.data, CTL_NAME, e->key.len) == 0)
+	if (is_root_record(&e->key))
 		return 0;
 	if (r->wgen < PLUS_SIZE(e->key.len))
 		return 1;

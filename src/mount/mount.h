@@ -228,7 +228,7 @@ enum rq_result { RQ_WAIT, RQ_DONE };
 enum reply_kind { REPLY_ERR, REPLY_NONE, REPLY_ENTRY, REPLY_CREATE, REPLY_ATTR, REPLY_OPEN, REPLY_WRITE, REPLY_BUF,
 		  REPLY_XATTR, REPLY_STATFS, REPLY_LOCK };
 
-/* A name, or a small value on its way in: what costs no allocation. */
+/* A request's name, a small value on its way in, or the name of a directory's entry: what costs no allocation. */
 #define RQ_TEXT (STORE_KEY_MAX + 1)
 
 /* One request on its way. Owned by the worker that got it; other threads only resume it (rq_resume). */
