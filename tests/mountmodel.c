@@ -155,10 +155,10 @@ mm_own_pending(const struct model *m, unsigned proc, int name)
 }
 
 bool
-mm_any_pending(const struct model *m, int name, bool excl)
+mm_excl_pending(const struct model *m, int name)
 {
 	for (unsigned i = 0; i < m->nofds; i++)
-		if (mm_pending_on(m->ofds[i], name) && (!excl || (m->ofds[i]->excl && !m->ofds[i]->published)))
+		if (mm_pending_on(m->ofds[i], name) && m->ofds[i]->excl && !m->ofds[i]->published)
 			return true;
 	return false;
 }

@@ -45,7 +45,7 @@ open_errno(const struct model *m, const struct call *c, bool *create)
 	if (!seen && !(flags & O_CREAT))
 		return ENOENT;
 	if (!seen)
-		return (flags & O_EXCL) && mm_any_pending(m, c->name, true) ? EEXIST : 0;
+		return (flags & O_EXCL) && mm_excl_pending(m, c->name) ? EEXIST : 0;
 	if ((flags & O_ACCMODE) == O_RDONLY && (flags & O_TRUNC))
 		return EINVAL;
 	return kind_of(flags, false) != MREPL && !m->n[c->name].key ? EBUSY : 0;

@@ -95,7 +95,7 @@ struct mofd *mm_ofd_new(struct model *m, enum mkind kind, int name, unsigned pro
 bool mm_pending_on(const struct mofd *o, int name);
 bool mm_own(const struct model *m, const struct mofd *o, unsigned proc);
 struct mofd *mm_own_pending(const struct model *m, unsigned proc, int name);
-bool mm_any_pending(const struct model *m, int name, bool excl);
+bool mm_excl_pending(const struct model *m, int name);
 bool mm_visible(const struct model *m, unsigned proc, int name);
 void mm_key_detach(struct model *m, struct mkey *k);
 void mm_created_from(struct model *m, int name, const struct attrs *a);

@@ -32,19 +32,28 @@ find(struct lhash *h, uint64_t id)
 	return (struct item *)lhash_find(h, hash_of(id), is, &id);
 }
 
+/* A table of N items by that hash of their number; the caller frees the items. */
+static struct item *
+filled(struct lhash *h, uint64_t (*hash)(uint64_t id))
+{
+	struct item *items = calloc(N, sizeof *items);
+
+	assert_non_null(items);
+	assert_int_equal(lhash_init(h), 0);
+	for (uint64_t i = 0; i < N; i++) {
+		items[i].id = i;
+		lhash_insert(h, &items[i].link, hash(i));
+	}
+	return items;
+}
+
 static void
 growth_keeps_every_item(void **state)
 {
-	struct item *items = calloc(N, sizeof *items);
 	struct lhash h;
+	struct item *items = filled(&h, hash_of);
 
 	(void)state;
-	assert_non_null(items);
-	assert_int_equal(lhash_init(&h), 0);
-	for (uint64_t i = 0; i < N; i++) {
-		items[i].id = i;
-		lhash_insert(&h, &items[i].link, hash_of(i));
-	}
 	assert_int_equal(h.count, N);
 	for (uint64_t i = 0; i < N; i++)
 		assert_ptr_equal(find(&h, i), &items[i]);
@@ -84,20 +93,20 @@ items_of_one_hash_are_told_apart(void **state)
 	lhash_destroy(&h);
 }
 
+static uint64_t
+itself(uint64_t id)
+{
+	return id;
+}
+
 /* Hashes in a row: each bucket gets the same number, whatever bits a split goes by, and only the right ones find them again. */
 static void
 splits_go_by_the_right_bit(void **state)
 {
-	struct item *items = calloc(N, sizeof *items);
 	struct lhash h;
+	struct item *items = filled(&h, itself);
 
 	(void)state;
-	assert_non_null(items);
-	assert_int_equal(lhash_init(&h), 0);
-	for (uint64_t i = 0; i < N; i++) {
-		items[i].id = i;
-		lhash_insert(&h, &items[i].link, i);
-	}
 	for (uint64_t i = 0; i < N; i++)
 		assert_ptr_equal(lhash_find(&h, i, is, &i), &items[i]);
 	assert_int_equal(h.level_size + h.split, N / LHASH_FILL);
