@@ -31,7 +31,6 @@ static const struct {
 	double batch;             /* log, B: header and trailer of a batch; kvfs-format(5) */
 	double pad;               /* log, B: of a durable batch: zeros to a sector's end, on average; scripts/bench bytes-new */
 	double sectors;           /* disk, B: of a durable batch beyond its own: the sectors it shares; scripts/bench bytes-new */
-	double zeros_below;       /* B: for durable batches below this mean the log is written twice, first as zeros; segment.c */
 	double checkpoint_entry;  /* disk, B: a key in a checkpoint, without its name; checkpoint.c */
 	double load_keys;         /* keys/s: loading a checkpoint; kvbench start, after clean, page cache dropped */
 	double replay_bytes;      /* B/s: reading the log after a crash; kvbench start, after SIGKILL */
@@ -53,7 +52,6 @@ static const struct {
 	.batch = 88,
 	.pad = 20,
 	.sectors = 400,
-	.zeros_below = 32768,
 	.checkpoint_entry = 56,
 	.load_keys = 4e6,
 	.replay_bytes = 400e6,
@@ -141,7 +139,8 @@ compute_sizes(const struct plan_input *in, struct plan *p)
 	p->ram_buffers = (uint64_t)(k.buffers + k.cache + k.base_ram);
 	p->ram = p->ram_index + p->ram_keys + p->ram_values + p->ram_buffers;
 	p->disk_live = (uint64_t)live;
-	p->disk_log = (uint64_t)(live * (1 + (double)in->compact_percent / 100) + 2.0 * (double)in->segment_size);
+	p->disk_log = (uint64_t)(live * (1 + (double)in->compact_percent / 100) +
+				 (in->durable ? 3.0 : 2.0) * (double)in->segment_size); /* one may be a dead one's, for the next */
 	p->disk_checkpoint = (uint64_t)(keys * entry * 2); /* the old one stays until the new one is whole */
 	p->disk = p->disk_log + p->disk_checkpoint;
 }
@@ -158,8 +157,6 @@ compute_rates(const struct plan_input *in, struct plan *p)
 	p->log_rate = log * p->write_amplification;
 	p->checkpoint_rate = p->log_rate / (double)in->checkpoint_interval * checkpoint;
 	p->write_rate = p->log_rate + p->checkpoint_rate + (in->durable ? batches * k.sectors : 0);
-	if (in->durable && together * (double)p->record + k.batch < k.zeros_below)
-		p->write_rate += p->log_rate;
 	p->flushes = in->durable ? batches : 0;
 	p->flushes_max = 1 / k.flush_s;
 	p->get_max = (double)in->cpus / k.get_cpu;
@@ -303,7 +300,7 @@ plan_print(FILE *f, const struct plan_input *in, const struct plan *p)
 	bytes_line(f, "  live records", (double)p->disk_live, "", "what is alive in the log");
 	bytes_line(f, "  log", (double)p->disk_log, "", "with what compaction has not yet got back");
 	bytes_line(f, "  checkpoints", (double)p->disk_checkpoint, "", "the old and the new one");
-	bytes_line(f, "write rate", p->write_rate, "/s", "to the disk: log, compaction, checkpoints, zeros ahead, whole sectors");
+	bytes_line(f, "write rate", p->write_rate, "/s", "to the disk, overwriting: log, compaction, checkpoints, whole sectors");
 	bytes_line(f, "  log", p->log_rate, "/s", "compaction included");
 	bytes_line(f, "  checkpoints", p->checkpoint_rate, "/s", "averaged");
 	number_line(f, "write amplification", p->write_amplification, "", "log bytes written per log byte put, in steady overwriting");

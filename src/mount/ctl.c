@@ -67,6 +67,8 @@ add_store(struct text *t, uint64_t keys, const struct store_stats *s)
 	ROW(log_bytes);
 	ROW(dead_bytes);
 	ROW(segments);
+	ROW(segments_recycled);
+	ROW(spare_segments);
 	ROW(mem_index);
 	ROW(mem_keys);
 	ROW(mem_values);

@@ -8,7 +8,7 @@
  *   24 u8[16] store uuid
  *   40 u32 id of the segment before (0: none)   44 u32 number of ranges
  *   48 u64 final length of the segment before   56 u64 checksum of the last batch before this segment
- *   64 u64 number of the first batch here       72 i64 time   80 u32 epoch   84 u32 0
+ *   64 u64 number of the first batch here       72 i64 time   80 u32 epoch   84 u32 1: the file was another segment's, else 0
  *   88 ranges of segment ids that existed when this one was begun, itself included: u32 first, u32 count, ascending
  *
  * Batch: header, records, zeros (none, or up to 1 KiB), directory, trailer. Header (64 bytes):
@@ -73,7 +73,7 @@ segment_header_encode(uint8_t *buf, const struct segment_header *h, const struct
 	put_le64(buf + 64, h->first_batch);
 	put_le64(buf + 72, (uint64_t)h->time);
 	put_le32(buf + 80, h->epoch);
-	put_le32(buf + 84, 0);
+	put_le32(buf + 84, h->recycled);
 	for (uint32_t i = 0; i < h->nranges; i++) {
 		put_le32(buf + SEGMENT_HEADER_FIXED + i * SEGMENT_RANGE_SIZE, ranges[i].first);
 		put_le32(buf + SEGMENT_HEADER_FIXED + i * SEGMENT_RANGE_SIZE + 4, ranges[i].count);
@@ -120,6 +120,7 @@ segment_header_decode(const uint8_t *buf, size_t size, const uint8_t uuid[16], s
 	h->first_batch = get_le64(buf + 64);
 	h->time = (int64_t)get_le64(buf + 72);
 	h->epoch = get_le32(buf + 80);
+	h->recycled = get_le32(buf + 84) & 1;
 	return 0;
 }
 

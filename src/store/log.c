@@ -59,6 +59,7 @@ log_destroy(struct log *lg)
 	assert(!lg->writing && !lg->flushing && !lg->applying);
 	log_map_close(lg);
 	log_direct_close(lg);
+	log_spare_close(lg);
 	free_list(lg->queue);
 	free_list(lg->written);
 	free_list(lg->spare);
@@ -689,6 +690,7 @@ log_get_counters(struct log *lg, struct log_counters *out)
 {
 	pthread_mutex_lock(&lg->lock);
 	*out = lg->counters;
+	out->spare = lg->kept;
 	pthread_mutex_unlock(&lg->lock);
 }
 

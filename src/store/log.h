@@ -2,8 +2,8 @@
 /*
  * log.h - the append log: segments, batches, records, group commit, scanning.
  *
- * Segments are files "seg-%08x.log" (id from 1, never used again), preallocated in steps. A segment is a header and a
- * sequence of batches; a batch is a header and whole records. A batch is the unit of atomicity: after a crash all of its
+ * Segments are files "seg-%08x.log" (id from 1, never used again), preallocated in steps, or taken over from dead ones. A
+ * segment is a header and a sequence of batches; a batch is a header and whole records. A batch is the unit of atomicity: after a crash all of its
  * records are there or none. Each batch header carries its own checksum, the previous batch's checksum (a chain, so that
  * a stale batch in recycled or cut space is never taken for a valid one), the batch number, and how far the log was
  * durable when it was written (segment, offset): what fails beyond the last durable point is a torn tail, anything before
@@ -164,11 +164,13 @@ bool log_append_take(struct log *lg, struct log_append *a);
 
 /**
  * Blocking housekeeping ahead of need: allocate space, create the next segment, cut sealed segments to their length,
- * delete retired ones whose retirement is durable. For the background thread, every few ms while the log grows and
+ * delete retired ones whose retirement is durable, or keep their files for new ones. For the background thread, every few ms while the log grows and
  * after log_segment_retire. Not needed for correctness, except that space of retired segments comes back only here.
  * Return: 0 or -errno (tried again next time).
  */
 int log_service(struct log *lg);
+/** At a clean stop: cut what an older segment has left behind the log's end, so that no start has to look through it. */
+void log_cut_end(struct log *lg);
 /** True when log_service has something to do. Cheap, any thread. */
 bool log_service_due(struct log *lg);
 
@@ -210,6 +212,8 @@ struct log_counters {
 	uint64_t batches, bytes, records, flushes, max_group;
 	uint64_t direct; /* batches written past the page cache */
 	uint64_t windows_ahead; /* windows of the log's mapping that were made ahead and used */
+	uint64_t recycled; /* segments that took over the file of a dead one */
+	uint64_t spare;    /* files of dead segments that are there for new ones now */
 };
 void log_get_counters(struct log *lg, struct log_counters *out);
 /** NULL while the log takes writes, else why not (a failed write: never retried). */

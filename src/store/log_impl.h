@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_map.c, log_direct.c, log_scan.c and log_recover.c share.
+ * log_impl.h - what record.c, batch.c, segment.c, log.c, log_write.c, log_map.c, log_direct.c, log_spare.c, log_scan.c and
+ * log_recover.c share.
  * Private to the log; nobody above includes it.
  *
  * Locks, outermost first (the store's lock is outside all of them):
@@ -63,6 +64,7 @@ struct segment_header {
 	int64_t time;
 	uint32_t epoch;
 	uint32_t nranges;
+	bool recycled; /* the file was another segment's: what lies behind the log's end may still be that */
 };
 
 struct batch_header {
@@ -148,7 +150,9 @@ struct segment {
 	int64_t live;    /* the rest: protected by tab_lock */
 	uint32_t pins;
 	bool retired;    /* dead; may be deleted once the log is durable up to retire_end */
-	bool gone;       /* unlinked, and that is durable; freed when the last pin goes */
+	bool gone;       /* unlinked or kept as a spare file, and that is durable; freed when the last pin goes */
+	bool kept;       /* its file has the name of a spare one; protected by space_lock */
+	bool recycled;   /* see segment_header; fixed once it is in the table */
 	struct log_pos retire_end;
 	struct log *lg;
 	struct log_append note;  /* of its retirement */
@@ -234,6 +238,15 @@ batch_total(const struct batch *b)
 	return b->head_size + batch_size(&b->h);
 }
 
+/* A file that was a segment's, its header wiped. */
+struct spare {
+	uint32_t id; /* of that segment, and in the file's name */
+	int fd;
+	uint64_t size; /* bytes */
+};
+
+#define LOG_SPARES_MAX 8u
+
 struct log {
 	struct log_config cfg;
 	uint64_t seed;
@@ -241,7 +254,9 @@ struct log {
 
 	pthread_mutex_t service_lock;
 	pthread_mutex_t space_lock;
-	uint32_t next_id; /* protected by space_lock */
+	uint32_t next_id; /* protected by space_lock, as what follows */
+	struct spare spares[LOG_SPARES_MAX];
+	unsigned nspares;
 
 	pthread_mutex_t lock; /* what follows */
 	struct batch *queue, **queue_last, *open_batch;
@@ -257,6 +272,8 @@ struct log {
 	uint32_t epoch;
 	uint64_t used_total;
 	unsigned trims;   /* segments with `trim` */
+	unsigned kept;    /* spare files, those of pinned segments included */
+	int64_t kept_since; /* monotonic ns: when that changed last */
 	bool low;         /* it was said that room runs out */
 	bool dir_dirty;   /* some file's entry is not durable */
 	bool dir_failed;  /* flushing the directory failed: no later flush can be believed; protected by space_lock */
@@ -321,6 +338,8 @@ log_pos_make(uint32_t seg, uint64_t off)
 void segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id);
 /** True and the id, if `name` is a segment's. */
 bool segment_name_parse(const char *name, uint32_t *id);
+void spare_name(char buf[SEGMENT_NAME_SIZE], uint32_t id);
+bool spare_name_parse(const char *name, uint32_t *id);
 /** Add an open segment to the table (takes tab_lock). Return: it, or NULL (no memory). */
 struct segment *segment_add(struct log *lg, uint32_t id, int fd);
 /** Take it out of the table, close and free it. */
@@ -390,6 +409,23 @@ void log_direct_close(struct log *lg);
 bool log_warm_due(const struct log *lg);
 /** The next such stretch, which counts as done: from, bytes (may be 0). Under lock. */
 void log_warm_next(struct log *lg, struct log_pos *from, uint64_t *len);
+
+/* ---- files of dead segments for new ones (log_spare.c) ---- */
+
+/** Should this retired segment's file be kept? space_lock held, as in what follows. */
+bool log_spare_wanted(struct log *lg, const struct segment *s);
+/** Instead of deleting it: give it the name of a spare file; sets s->kept. 0 or -errno. The directory is to be flushed. */
+int log_spare_rename(struct log *lg, struct segment *s);
+/** Nobody has it pinned any more: from now on a new segment may take it. Takes the descriptor over, unless that fails. Blocks. */
+void log_spare_add(struct log *lg, struct segment *s);
+/** Give a spare file this name. Return: false: there is none. */
+bool log_spare_take(struct log *lg, const char *name, struct spare *sp);
+/** Delete all of them. */
+void log_spare_drop(struct log *lg);
+/** Have they been there for long without being used? Under lock, without space_lock. */
+bool log_spare_due(const struct log *lg);
+/** Close them. */
+void log_spare_close(struct log *lg);
 
 /* ---- reading (log_scan.c) ---- */
 

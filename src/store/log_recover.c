@@ -8,6 +8,8 @@
  * 2. The batches are walked in order from the given place on. The durable point known so far is the given place and what
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
+ *    In a segment that has taken over an older one's file (log_spare.c) anything may lie behind its end; only what can be
+ *    told by its checksums to be of this segment counts there.
  * 3. What lies behind the end is cut: later segment files are deleted, newest first, then the segment with the end is cut
  *    to length, then what is not known to be durable is written once more and everything is flushed, so what was read now is
  *    durable and what was cut cannot return. A crash in
@@ -48,8 +50,8 @@ struct recovery {
 	bool asked;               /* w.durable counts what lies ahead, too */
 	bool ended;               /* the walk stopped at a segment's end, not at the log's */
 	unsigned tail_at;         /* index of the segment with the tail; n: there is none */
-	uint32_t *retired, *lost; /* ids */
-	unsigned nretired, retired_cap, nlost, lost_cap;
+	uint32_t *retired, *lost, *spare; /* ids */
+	unsigned nretired, retired_cap, nlost, lost_cap, nspare, spare_cap;
 	uint64_t cut;
 	char *err;
 	size_t err_cap;
@@ -69,12 +71,30 @@ refuse(struct recovery *rc, int err, const char *fmt, ...)
 /* ---- 1. the files ---- */
 
 static int
+add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
+{
+	uint32_t *more;
+
+	if (*n == *cap) {
+		more = realloc(*ids, (*cap * 2 + 16) * sizeof(*more));
+		if (!more)
+			return -ENOMEM;
+		*ids = more;
+		*cap = *cap * 2 + 16;
+	}
+	(*ids)[(*n)++] = id;
+	return 0;
+}
+
+static int
 note_name(void *arg, const char *name)
 {
 	struct recovery *rc = arg;
 	struct found *f;
 	uint32_t id;
 
+	if (spare_name_parse(name, &id))
+		return add_id(&rc->spare, &rc->nspare, &rc->spare_cap, id);
 	if (!segment_name_parse(name, &id))
 		return 0;
 	if (rc->n == rc->cap) {
@@ -213,7 +233,7 @@ open_all(struct recovery *rc)
 	int r, tries = 0;
 
 	do {
-		rc->n = 0;
+		rc->n = rc->nspare = 0;
 		r = d->ops->list(d, note_name, rc);
 	} while ((r == -EINTR || r == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
 	if (r)
@@ -252,32 +272,32 @@ chain_of_header(const struct segment_header *h)
 	return (struct chain){ .known = true, .number = h->first_batch - 1, .sum = h->prev_sum, .epoch = h->epoch };
 }
 
-/* The largest durable point in the valid headers of one segment from `pos` on. Return: how many there were, or -errno. */
+/*
+ * The largest durable point in the valid headers of one segment from `pos` on.
+ * @last: end of the last batch of which there is a header or a trailer; `pos` if there is none
+ * Return: 0 or -errno.
+ */
 static int
-durable_in(struct recovery *rc, unsigned i, uint64_t pos)
+durable_in(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 {
 	struct batch_header h;
 	struct walk w;
 	uint64_t start;
-	int found = 0, kind, r = start_walk(rc, &w, i);
+	int kind, r = start_walk(rc, &w, i);
 
+	*last = pos;
 	if (r)
 		return r;
 	w.chain = rc->w.chain;
-	for (w.pos = pos; (kind = walk_resync(&w, w.pos, &start, &h)) > 0; w.pos = start + 8) {
-		if (kind == 2) {
-			start += batch_size(&h) - 8;
-			continue;
-		}
-		found++;
-		if (log_pos_cmp(h.durable, rc->w.durable) > 0)
+	for (w.pos = pos; (kind = walk_resync(&w, w.pos, &start, &h)) > 0; w.pos = *last) {
+		if (kind == 1 && log_pos_cmp(h.durable, rc->w.durable) > 0)
 			rc->w.durable = h.durable;
-		start += batch_size(&h) - 8;
+		*last = start + batch_size(&h);
 	}
 	if (w.r.bad < rc->f[i].bad)
 		rc->f[i].bad = w.r.bad;
 	reader_destroy(&w.r);
-	return kind < 0 ? kind : found;
+	return kind < 0 ? kind : 0;
 }
 
 /* Does the batch chain go on in segment i, whose header cannot be read? Return: 1 yes, at *start; 0 no; -errno. */
@@ -333,6 +353,20 @@ find_last_byte(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 	return r;
 }
 
+/* May there be another segment's bytes behind the end of this one? */
+static bool
+may_be_recycled(const struct found *f)
+{
+	return f->head ? f->head == -ENODATA : f->h.recycled;
+}
+
+/* *last: end of what was written to this segment behind `pos`, as far as that can be told; `pos` if nothing was. */
+static int
+find_last_written(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
+{
+	return may_be_recycled(&rc->f[i]) ? durable_in(rc, i, pos, last) : find_last_byte(rc, i, pos, last);
+}
+
 static bool
 in_list(const uint32_t *ids, unsigned n, uint32_t id)
 {
@@ -356,6 +390,7 @@ lost_between(const struct recovery *rc, unsigned i)
 static int
 learn_durable(struct recovery *rc, unsigned i)
 {
+	uint64_t last;
 	int r = 0;
 
 	if (i + 1 < rc->n && !rc->f[i + 1].head && !linked(rc, i + 1) && !lost_between(rc, i) &&
@@ -365,11 +400,11 @@ learn_durable(struct recovery *rc, unsigned i)
 		return 0;
 	rc->asked = true;
 	for (unsigned k = rc->n; k-- > i;) { /* durable points only grow: the last segment with a batch knows best */
-		r = durable_in(rc, k, k == i ? rc->w.pos : 0);
+		r = durable_in(rc, k, k == i ? rc->w.pos : 0, &last);
 		if (r)
 			break;
 	}
-	return r < 0 ? r : 0;
+	return r;
 }
 
 /* Called by the walk where a batch is not good. */
@@ -388,8 +423,8 @@ ask_durable(struct walk *w)
 	if (r < 0)
 		return r;
 	if (!r && (w->durable.seg != rc->f[i].id || w->durable.off <= w->pos || w->durable.off == UINT64_MAX)) {
-		/* Nobody says how long this segment was: nothing but zeros is its end. */
-		r = find_last_byte(rc, i, w->pos, &last);
+		/* Nobody says how long this segment was: where nothing follows is its end. */
+		r = find_last_written(rc, i, w->pos, &last);
 		if (r)
 			return r;
 		r = last == w->pos;
@@ -577,22 +612,6 @@ walk_all(struct recovery *rc)
 
 /* ---- 4. segments that should be there ---- */
 
-static int
-add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
-{
-	uint32_t *more;
-
-	if (*n == *cap) {
-		more = realloc(*ids, (*cap * 2 + 16) * sizeof(*more));
-		if (!more)
-			return -ENOMEM;
-		*ids = more;
-		*cap = *cap * 2 + 16;
-	}
-	(*ids)[(*n)++] = id;
-	return 0;
-}
-
 static bool
 is_present(const struct recovery *rc, uint32_t id)
 {
@@ -779,19 +798,26 @@ report_lost(struct recovery *rc)
 
 /* ---- 3. the end ---- */
 
-/* How much would be cut from segment i, keeping `pos` bytes; refuses where something could not be read. */
+/*
+ * How much would be cut from segment i, keeping `pos` bytes; refuses where something could not be read.
+ * @last: end of the last byte that is not zero, whosever it is; `pos`: there is none
+ */
 static int
 count_cut(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 {
 	char name[SEGMENT_NAME_SIZE];
+	uint64_t ours;
 	int r = find_last_byte(rc, i, pos, last);
 
+	ours = *last;
+	if (!r && may_be_recycled(&rc->f[i]) && *last > pos)
+		r = durable_in(rc, i, pos, &ours);
 	if (!r && rc->f[i].bad != UINT64_MAX && rc->f[i].bad >= pos && !rc->lg->cfg.readonly) {
 		segment_name(name, rc->f[i].id);
 		return refuse(rc, -EIO, "cannot read %s at %llu, so the end of the log is not known; nothing was changed",
 			      name, (unsigned long long)rc->f[i].bad);
 	}
-	rc->cut += *last - pos;
+	rc->cut += ours - pos;
 	return r;
 }
 
@@ -858,6 +884,20 @@ flush_all(struct recovery *rc)
 	return r ? refuse(rc, r, "cannot flush the log: %s", strerror(-r)) : 0;
 }
 
+/* Files that the log had kept for new segments. One that cannot be deleted is tried again at the next start. */
+static void
+delete_spare(struct recovery *rc)
+{
+	struct disk *d = rc->lg->cfg.disk;
+	char name[SEGMENT_NAME_SIZE];
+	int r;
+
+	for (unsigned i = 0; i < rc->nspare; i++) {
+		spare_name(name, rc->spare[i]);
+		LOG_RETRY(r, d->ops->unlink(d, name));
+	}
+}
+
 static int
 cut_tail(struct recovery *rc)
 {
@@ -880,6 +920,8 @@ cut_tail(struct recovery *rc)
 	}
 	if (!r)
 		r = flush_all(rc);
+	if (!r)
+		delete_spare(rc);
 out:
 	free(last);
 	return r;
@@ -982,5 +1024,6 @@ log_recover(struct log *lg, struct log_pos from, log_scan_fn fn, void *arg, uint
 	free(rc.f);
 	free(rc.retired);
 	free(rc.lost);
+	free(rc.spare);
 	return r;
 }

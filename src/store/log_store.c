@@ -329,6 +329,8 @@ look_stats(struct store *st, struct store_stats *out)
 	out->flushes = lc.flushes;
 	out->max_group = lc.max_group;
 	out->direct_batches = lc.direct;
+	out->segments_recycled = lc.recycled;
+	out->spare_segments = lc.spare;
 	out->gets = atomic_load(&s->gets);
 	out->reads = atomic_load(&s->reads);
 	out->disk_reads = atomic_load(&s->disk_reads);
@@ -583,6 +585,8 @@ scan_name(void *arg, const char *name)
 			sn->max_seg = id;
 		return 0;
 	}
+	if (strlen(name) == 18 && sscanf(name, "spare-%8x.lo%c", &id, &tail) == 2 && tail == 'g')
+		return 0;
 	if (!sn->foreign++)
 		(void)snprintf(sn->example, sizeof(sn->example), "%s", name);
 	return 0;
@@ -820,6 +824,8 @@ store_close_op(struct store *st)
 			err = checkpoint_write(s, io, NULL, NULL);
 		if (err && io)
 			(void)log_sync_wait(s, io); /* the checkpoint's error is the one to tell */
+		if (!err)
+			log_cut_end(s->lg);
 		io_destroy(io);
 	}
 	store_free(s);

@@ -193,7 +193,7 @@ finish_batch(struct log *lg, struct batch *b)
 	struct segment_header sh = {
 		.size = b->head_size, .id = b->h.seg, .prev_id = b->before.seg, .prev_size = b->before.off,
 		.prev_sum = b->h.prev_sum, .first_batch = b->h.number, .epoch = b->h.epoch,
-		.nranges = b->nranges,
+		.nranges = b->nranges, .recycled = b->seg->recycled,
 	};
 	struct iovec *dir = &b->iov[b->niov];
 	uint8_t *zeros = b->dir + BATCH_PAD_MAX - b->h.pad;

@@ -4,7 +4,7 @@
  *
  * A segment is created (empty, some space allocated), becomes the active one with its first batch, is sealed when the next
  * one becomes active, and is retired when nothing in it is alive. Retiring appends a REC_RETIRE record; the file is
- * deleted once that is durable, lower ids first, the directory flushed after each: so a crash never leaves a segment
+ * deleted, or renamed and kept for a new one (log_spare.c), once that is durable, lower ids first, the directory flushed after each: so a crash never leaves a segment
  * without a later one that was retired before it, and a missing file without such a record is a loss that is reported.
  *
  * Space: an append needs its bytes allocated before it is accepted (segment_room). Steps grow with the segment, so a
@@ -35,6 +35,12 @@ segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
 	(void)snprintf(buf, SEGMENT_NAME_SIZE, "seg-%08x.log", id); /* fits: 16 bytes */
 }
 
+void
+spare_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
+{
+	(void)snprintf(buf, SEGMENT_NAME_SIZE, "spare-%08x.log", id); /* fits: 18 bytes */
+}
+
 bool
 segment_name_parse(const char *name, uint32_t *id)
 {
@@ -44,6 +50,19 @@ segment_name_parse(const char *name, uint32_t *id)
 	if (strlen(name) != 16 || sscanf(name, "seg-%8x.log", &v) != 1 || !v)
 		return false;
 	segment_name(again, v);
+	*id = v;
+	return !strcmp(name, again);
+}
+
+bool
+spare_name_parse(const char *name, uint32_t *id)
+{
+	char again[SEGMENT_NAME_SIZE];
+	unsigned v;
+
+	if (strlen(name) != 18 || sscanf(name, "spare-%8x.log", &v) != 1 || !v)
+		return false;
+	spare_name(again, v);
 	*id = v;
 	return !strcmp(name, again);
 }
@@ -159,7 +178,8 @@ segment_drop(struct log *lg, struct segment *s)
 	while (lg->nsegs && !lg->segs[lg->nsegs - 1])
 		lg->nsegs--;
 	pthread_mutex_unlock(&lg->tab_lock);
-	(void)lg->cfg.disk->ops->close(lg->cfg.disk, s->fd); /* what matters in it has been flushed */
+	if (s->fd >= 0)
+		(void)lg->cfg.disk->ops->close(lg->cfg.disk, s->fd); /* what matters in it has been flushed */
 	free(s);
 }
 
@@ -274,11 +294,35 @@ spares_reserve(const struct log *lg, uint64_t avail, uint64_t bytes)
 	return avail >= lg->cfg.reserve && bytes <= avail - lg->cfg.reserve;
 }
 
+/* The same for `bytes` that are wanted: spare files make room for them. space_lock held. */
+static uint64_t
+space_left_for(struct log *lg, uint64_t bytes)
+{
+	uint64_t avail = space_left(lg);
+
+	if (!lg->nspares || spares_reserve(lg, avail, bytes))
+		return avail;
+	log_spare_drop(lg);
+	return space_left(lg);
+}
+
+/* Allocate; when the disk says that it is full, a second time without the spare files. space_lock held. */
+static int
+allocate_or_drop(struct log *lg, struct segment *s, uint64_t from, uint64_t to)
+{
+	int r = allocate(lg, s, from, to);
+
+	if ((r != -ENOSPC && r != -EDQUOT) || !lg->nspares)
+		return r;
+	log_spare_drop(lg);
+	return allocate(lg, s, from, to);
+}
+
 /* space_lock held. */
 static int
 room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool ahead)
 {
-	uint64_t target, exact = round_up(end, ROOM_UNIT), avail = space_left(lg);
+	uint64_t target, exact = round_up(end, ROOM_UNIT), avail;
 	bool soft, zeros;
 	int r = 0;
 
@@ -290,13 +334,14 @@ room_extend(struct log *lg, struct segment *s, uint64_t end, bool reserved, bool
 		target = s->alloc;
 	if (exact < s->alloc)
 		exact = s->alloc;
+	avail = space_left_for(lg, target - s->alloc);
 	if (!spares_reserve(lg, avail, target - s->alloc))
 		target = exact;
 	soft = spares_reserve(lg, avail, target - s->alloc);
 	if (!soft && !reserved)
 		return -ENOSPC;
 	if (target > s->alloc) {
-		r = allocate(lg, s, s->alloc, target);
+		r = allocate_or_drop(lg, s, s->alloc, target);
 		if ((r == -ENOSPC || r == -EDQUOT) && exact < target) {
 			target = exact;
 			r = target > s->alloc ? allocate(lg, s, s->alloc, target) : 0;
@@ -320,6 +365,7 @@ static int
 create_segment(struct log *lg, struct segment **out)
 {
 	struct disk *d = lg->cfg.disk;
+	struct spare sp = { 0 };
 	char name[SEGMENT_NAME_SIZE];
 	int fd, tries = 0;
 
@@ -333,14 +379,20 @@ create_segment(struct log *lg, struct segment **out)
 	} while (fd == -EEXIST && tries++ < LOG_RETRY_LIMIT);
 	if (fd < 0)
 		return fd;
+	if (log_spare_take(lg, name, &sp)) { /* the name was free, and the empty file that has held it goes */
+		(void)d->ops->close(d, fd);
+		fd = sp.fd;
+	}
 	*out = segment_add(lg, lg->next_id, fd);
 	if (!*out) {
-		(void)d->ops->close(d, fd); /* an empty file; the next start removes it */
+		(void)d->ops->close(d, fd); /* a file without a batch; the next start removes it */
 		lg->next_id++;
 		return -ENOMEM;
 	}
 	lg->next_id++;
 	pthread_mutex_lock(&lg->lock);
+	(*out)->recycled = sp.size != 0;
+	(*out)->alloc = (*out)->soft = sp.size;
 	lg->dir_dirty = true;
 	pthread_mutex_unlock(&lg->lock);
 	return 0;
@@ -362,8 +414,10 @@ make_room(struct log *lg, uint32_t id, uint64_t end, bool reserved, bool ahead)
 		after = lg->active ? lg->active->id : 0;
 		pthread_mutex_unlock(&lg->lock);
 		s = segment_after(lg, after);
-		if (!s)
+		if (!s) {
+			(void)space_left_for(lg, 0); /* where space is short, none is kept for later */
 			r = create_segment(lg, &s);
+		}
 	}
 	if (!r && s && (reserved ? s->alloc : s->soft) < end)
 		r = room_extend(lg, s, end, reserved, ahead);
@@ -387,6 +441,7 @@ segment_room(struct log *lg, uint32_t id, uint64_t end, bool reserved)
 #define SERVICE_WARM  32u
 #define SERVICE_MAP   64u
 #define SERVICE_PUSH  128u
+#define SERVICE_SPARE 256u
 
 #define PUSH_STEP (4u << 20) /* bytes: what is written and not flushed is pushed out in stretches of at least this size */
 
@@ -457,6 +512,7 @@ service_needs(struct log *lg, uint64_t *ahead, struct segment **trim)
 	need |= log_warm_due(lg) ? SERVICE_WARM : 0;
 	need |= log_map_due(lg) ? SERVICE_MAP : 0;
 	need |= push_due_locked(lg) ? SERVICE_PUSH : 0;
+	need |= log_spare_due(lg) ? SERVICE_SPARE : 0;
 	*ahead = lg->active ? lg->active->soft + 1 : 0;
 	if (segment_low(lg))
 		need |= SERVICE_AHEAD;
@@ -554,16 +610,20 @@ delete_segment(struct log *lg, struct segment *s)
 	int r;
 
 	if (s->gone) {
+		if (s->kept)
+			log_spare_add(lg, s);
 		segment_drop(lg, s);
 		pthread_mutex_lock(&lg->tab_lock);
 		lg->retiring--;
 		pthread_mutex_unlock(&lg->tab_lock);
 		return 0;
 	}
-	segment_name(name, s->id);
-	LOG_RETRY(r, d->ops->unlink(d, name));
-	if (r && r != -ENOENT)
-		return r;
+	if (!s->kept && (!log_spare_wanted(lg, s) || !spares_reserve(lg, space_left(lg), 0) || log_spare_rename(lg, s))) {
+		segment_name(name, s->id);
+		LOG_RETRY(r, d->ops->unlink(d, name));
+		if (r && r != -ENOENT)
+			return r;
+	}
 	r = flush_dir(lg);
 	if (r)
 		return r;
@@ -677,6 +737,11 @@ service_locked(struct log *lg)
 		e = segment_sync_dir(lg);
 		r = r ? r : e;
 	}
+	if (service_needs(lg, &ahead, &trim) & SERVICE_SPARE) {
+		pthread_mutex_lock(&lg->space_lock);
+		log_spare_drop(lg);
+		pthread_mutex_unlock(&lg->space_lock);
+	}
 	log_map_ahead(lg);
 	push_out(lg);
 	return r;
@@ -693,6 +758,25 @@ log_service(struct log *lg)
 	r = service_locked(lg);
 	pthread_mutex_unlock(&lg->service_lock);
 	return r;
+}
+
+void
+log_cut_end(struct log *lg)
+{
+	struct log_pos end = log_tail(lg);
+	struct segment *s = end.seg ? segment_get(lg, end.seg) : NULL;
+	int r;
+
+	if (lg->cfg.readonly || !s || !s->recycled)
+		return;
+	pthread_mutex_lock(&lg->space_lock);
+	LOG_RETRY(r, lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)end.off)); /* else the start looks through it */
+	if (!r) {
+		pthread_mutex_lock(&lg->lock);
+		s->alloc = s->soft = end.off;
+		pthread_mutex_unlock(&lg->lock);
+	}
+	pthread_mutex_unlock(&lg->space_lock);
 }
 
 /* ---- what the store sees ---- */

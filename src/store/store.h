@@ -146,6 +146,8 @@ struct store_stats {
 	uint64_t puts, edits, deletes, renames, metas, expired;
 	uint64_t gets, cache_hits, reads, disk_reads, read_bytes;
 	uint64_t compactions, compacted_bytes, checkpoints;
+	uint64_t segments_recycled; /* since start: dead files of the log that new segments took over */
+	uint64_t spare_segments;    /* such files that are there now */
 	uint64_t compacting, compacting_bytes; /* the segment being emptied (0: none), bytes copied out of it so far */
 	uint64_t recovered_records, cut_bytes, damaged_records, damaged_keys;
 	uint64_t version, next_ino;

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_log_spare.c - files of dead segments that new ones take over (log_spare.c). That no crash around it loses or revives
+ * anything, see test_log_segments.c and the crash explorer.
+ */
+#include "loglib.h"
+
+#include "base/clock.h"
+#include <errno.h>
+#include <string.h>
+
+#define SEGMENT (32u << 10)
+
+static struct log_counters
+counters(struct env *e)
+{
+	struct log_counters c;
+
+	log_get_counters(e->lg, &c);
+	return c;
+}
+
+/* Durable appends until segment `seg` is the active one. Return: the last number. */
+static uint64_t
+fill_to(struct env *e, uint64_t n, uint32_t seg)
+{
+	while (log_tail(e->lg).seg < seg)
+		(void)put_one(e, ++n, LOG_DURABLE);
+	return n;
+}
+
+static void
+serve(struct env *e)
+{
+	for (int i = 0; i < 10 && log_service_due(e->lg); i++)
+		assert_int_equal(log_service(e->lg), 0);
+}
+
+/* Segment `seg` dies, durably. */
+static void
+retire(struct env *e, uint32_t seg)
+{
+	struct log_append a = { .io = e->io, .need = LOG_DURABLE };
+
+	assert_int_equal(log_segment_retire(e->lg, seg), 0);
+	assert_int_equal(log_sync(e->lg, &a), 0);
+	env_pump(e);
+	serve(e);
+	assert_false(log_segment_exists(e->lg, seg));
+}
+
+/* A log whose segment 3 is active, and whose segment 1 has become a spare file. */
+static uint64_t
+with_spare(struct env *e)
+{
+	uint64_t n;
+
+	assert_int_equal(env_open(e, start, NULL, NULL), 0);
+	n = fill_to(e, 0, 3);
+	retire(e, 1);
+	assert_int_equal(counters(e).spare, 1);
+	assert_int_equal(simdisk_file_size(e->d, "seg-00000001.log"), -ENOENT);
+	assert_in_range(simdisk_file_size(e->d, "spare-00000001.log"), SEGMENT / 2, SEGMENT);
+	return n;
+}
+
+/* Open again: nothing is damaged, and the last number is n. Return: bytes that were cut. */
+static uint64_t
+reopen(struct env *e, uint64_t n)
+{
+	struct seen s = { .all_known = true };
+
+	env_close(e);
+	assert_int_equal(env_open(e, start, seen_event, &s), 0);
+	assert_int_equal(s.gaps + s.damaged, 0);
+	assert_int_equal(s.number[s.n - 1], n);
+	seen_free(&s);
+	return e->cut;
+}
+
+static void
+a_new_segment_takes_over_a_dead_ones_file(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = with_spare(&e), allocated;
+	int64_t size = simdisk_file_size(e.d, "spare-00000001.log");
+	uint8_t head[512], zeros[512] = { 0 };
+
+	(void)state;
+	assert_int_equal(simdisk_peek(e.d, "spare-00000001.log", 0, head, sizeof(head)), 0);
+	assert_memory_equal(head, zeros, sizeof(head));
+	while (log_tail(e.lg).off < SEGMENT - 8000)
+		(void)put_one(&e, ++n, LOG_DURABLE);
+	allocated = simdisk_count(e.d, SIM_FALLOCATE);
+	n = fill_to(&e, n, 4);
+	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000004.log"), size);
+	assert_int_equal(counters(&e).recycled, 1);
+	assert_int_equal(counters(&e).spare, 0);
+	while (log_tail(e.lg).off < SEGMENT / 2)
+		(void)put_one(&e, ++n, LOG_DURABLE);
+	assert_int_equal(simdisk_count(e.d, SIM_FALLOCATE), allocated); /* all of it was there, and written */
+	assert_int_equal(reopen(&e, n), 0); /* what lies behind the end is not taken for a torn tail */
+	n = fill_to(&e, n, 6);
+	assert_int_equal(reopen(&e, n), 0);
+	env_free(&e);
+}
+
+/* A batch that was not whole is cut, and told, there as well. */
+static void
+a_torn_batch_in_such_a_segment_is_cut(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = fill_to(&e, with_spare(&e), 4), last;
+	struct log_pos before, end;
+
+	(void)state;
+	(void)put_one(&e, ++n, LOG_DURABLE);
+	last = n;
+	before = log_tail(e.lg);
+	(void)put_one(&e, ++n, LOG_WRITTEN);
+	end = log_tail(e.lg);
+	assert_int_equal(before.seg, end.seg);
+	env_close(&e);
+	assert_int_equal(simdisk_flip(e.d, "seg-00000004.log", end.off - 40, 1), 0);
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	assert_int_equal(e.cut, end.off - before.off);
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000004.log"), before.off);
+	assert_int_equal(reopen(&e, last), 0);
+	env_free(&e);
+}
+
+/* A clean stop leaves nothing to look through. */
+static void
+the_end_is_cut_at_a_stop(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = fill_to(&e, with_spare(&e), 4);
+	struct log_pos end = log_tail(e.lg);
+
+	(void)state;
+	assert_true((uint64_t)simdisk_file_size(e.d, "seg-00000004.log") > end.off);
+	log_cut_end(e.lg);
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000004.log"), end.off);
+	(void)put_one(&e, ++n, LOG_DURABLE); /* and if it goes on after all, it does */
+	assert_int_equal(reopen(&e, n), 0);
+	env_free(&e);
+}
+
+static void
+a_pinned_segment_stays_readable(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint8_t before[4096], after[4096];
+	uint64_t n;
+	int fd;
+
+	(void)state;
+	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+	n = fill_to(&e, 0, 3);
+	log_segment_pin(e.lg, 1, 1);
+	fd = log_segment_fd(e.lg, 1);
+	assert_int_equal(disk_pread_full(e.d, fd, before, sizeof(before), 0), 0);
+	retire(&e, 1);
+	assert_int_equal(counters(&e).spare, 1);
+	n = fill_to(&e, n, 5);
+	serve(&e);
+	assert_int_equal(counters(&e).recycled, 0);
+	assert_int_equal(log_segment_fd(e.lg, 1), fd);
+	assert_int_equal(disk_pread_full(e.d, fd, after, sizeof(after), 0), 0);
+	assert_memory_equal(before, after, sizeof(after));
+	log_segment_unpin(e.lg, 1, 1);
+	serve(&e);
+	n = fill_to(&e, n, 7);
+	assert_int_equal(counters(&e).recycled, 1);
+	assert_int_equal(reopen(&e, n), 0);
+	env_free(&e);
+}
+
+static void
+a_start_deletes_spare_files(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = with_spare(&e);
+
+	(void)state;
+	e.cfg.readonly = true;
+	assert_int_equal(reopen(&e, n), 0);
+	assert_true(simdisk_file_size(e.d, "spare-00000001.log") > 0);
+	e.cfg.readonly = false;
+	assert_int_equal(reopen(&e, n), 0);
+	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+	env_free(&e);
+}
+
+/* Nothing is kept that others could use: after a minute without a new segment, or on a disk that is nearly full. */
+static void
+spare_files_go_when_they_are_of_no_use(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	struct put p;
+	uint64_t n;
+	int err;
+
+	(void)state;
+	e.cfg.reserve = 4096;
+	n = with_spare(&e);
+	assert_false(log_service_due(e.lg));
+	e.lg->kept_since = clock_monotonic_ns() - 61 * NS_PER_SEC;
+	assert_true(log_service_due(e.lg));
+	serve(&e);
+	assert_int_equal(counters(&e).spare, 0);
+	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+	retire(&e, 2);
+	assert_int_equal(counters(&e).spare, 1);
+	simdisk_set_capacity(e.d, 1); /* no byte left, not even of the reserve */
+	do {
+		p = (struct put){ .a = { .io = e.io, .need = LOG_DURABLE } };
+		err = put_append(e.lg, &p, ++n, 1, PAYLOAD_MAX, false);
+		env_pump(&e);
+	} while (!err);
+	assert_int_equal(err, -ENOSPC);
+	assert_int_equal(counters(&e).spare + counters(&e).recycled, 0);
+	assert_int_equal(simdisk_file_size(e.d, "spare-00000002.log"), -ENOENT);
+	env_free(&e);
+}
+
+/* Where small writes would have to read the blocks first, and where a quota would be passed. */
+static void
+none_is_kept_where_it_would_do_harm(void **state)
+{
+	(void)state;
+	for (int how = 0; how < 3; how++) {
+		struct env e = env_new(how != 0, SEGMENT);
+
+		e.cfg.no_direct = how == 1;
+		e.cfg.max_size = how == 2 ? 4 * SEGMENT : 0;
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		(void)fill_to(&e, 0, 3);
+		retire(&e, 1);
+		assert_int_equal(counters(&e).spare, 0);
+		assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+		assert_int_equal(simdisk_file_size(e.d, "seg-00000001.log"), -ENOENT);
+		env_free(&e);
+	}
+}
+
+/* A header that cannot be wiped, a name that cannot be given: the file goes, the log goes on. */
+static void
+failures_cost_the_file_only(void **state)
+{
+	static const unsigned fails[] = { SIM_WRITE, SIM_FDATASYNC, SIM_RENAME };
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++) {
+		struct env e = env_new(true, SEGMENT);
+		uint64_t n;
+
+		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
+		n = fill_to(&e, 0, 3);
+		simdisk_only(e.d, fails[i] == SIM_RENAME ? "seg-00000001" : "spare-");
+		simdisk_fail(e.d, fails[i], 1, -EIO, false);
+		retire(&e, 1);
+		assert_int_equal(simdisk_failures(e.d), 1);
+		assert_int_equal(counters(&e).spare, 0);
+		assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+		n = fill_to(&e, n, 4);
+		assert_int_equal(reopen(&e, n), 0);
+		env_free(&e);
+	}
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_new_segment_takes_over_a_dead_ones_file),
+		cmocka_unit_test(a_torn_batch_in_such_a_segment_is_cut),
+		cmocka_unit_test(the_end_is_cut_at_a_stop),
+		cmocka_unit_test(a_pinned_segment_stays_readable),
+		cmocka_unit_test(a_start_deletes_spare_files),
+		cmocka_unit_test(spare_files_go_when_they_are_of_no_use),
+		cmocka_unit_test(none_is_kept_where_it_would_do_harm),
+		cmocka_unit_test(failures_cost_the_file_only),
+	};
+
+	env_be_quiet();
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
