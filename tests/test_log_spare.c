@@ -225,18 +225,20 @@ spare_files_go_when_they_are_of_no_use(void **state)
 	env_free(&e);
 }
 
-/* Where small writes would have to read the blocks first, and where a quota would be passed. */
+/* Where small writes would have to read the blocks first, where a quota would be passed, and where space is short. */
 static void
 none_is_kept_where_it_would_do_harm(void **state)
 {
 	(void)state;
-	for (int how = 0; how < 3; how++) {
+	for (int how = 0; how < 4; how++) {
 		struct env e = env_new(how != 0, SEGMENT);
 
 		e.cfg.no_direct = how == 1;
 		e.cfg.max_size = how == 2 ? 4 * SEGMENT : 0;
 		assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 		(void)fill_to(&e, 0, 3);
+		if (how == 3)
+			simdisk_set_capacity(e.d, 5 * SEGMENT);
 		retire(&e, 1);
 		assert_int_equal(counters(&e).spare, 0);
 		assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);

@@ -412,8 +412,8 @@ void log_warm_next(struct log *lg, struct log_pos *from, uint64_t *len);
 
 /* ---- files of dead segments for new ones (log_spare.c) ---- */
 
-/** Should this retired segment's file be kept? space_lock held, as in what follows. */
-bool log_spare_wanted(struct log *lg, const struct segment *s);
+/** Should this retired segment's file be kept, with `avail` bytes free on the disk? space_lock held, as in what follows. */
+bool log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail);
 /** Instead of deleting it: give it the name of a spare file; sets s->kept. 0 or -errno. The directory is to be flushed. */
 int log_spare_rename(struct log *lg, struct segment *s);
 /** Nobody has it pinned any more: from now on a new segment may take it. Takes the descriptor over, unless that fails. Blocks. */

@@ -26,16 +26,16 @@
 #define WIPED 4096u /* bytes: no header without its beginning */
 
 bool
-log_spare_wanted(struct log *lg, const struct segment *s)
+log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail)
 {
 	const struct log_config *c = &lg->cfg;
-	uint64_t limit;
+	uint64_t limit, room = avail > c->reserve ? avail - c->reserve : 0;
 	bool yes;
 
 	pthread_mutex_lock(&lg->lock);
 	limit = 1 + lg->used_total / 4 / c->segment_size;
 	yes = c->dsync_each && lg->counters.direct && s->alloc >= c->segment_size - c->segment_size / 4 &&
-	      lg->kept < LOG_SPARES_MAX && lg->kept < limit &&
+	      lg->kept < LOG_SPARES_MAX && lg->kept < limit && room >= 2 * c->segment_size + lg->used_total / 4 &&
 	      (!c->max_size || lg->used_total + (lg->kept + 2) * c->segment_size <= c->max_size);
 	pthread_mutex_unlock(&lg->lock);
 	return yes;

@@ -618,7 +618,7 @@ delete_segment(struct log *lg, struct segment *s)
 		pthread_mutex_unlock(&lg->tab_lock);
 		return 0;
 	}
-	if (!s->kept && (!log_spare_wanted(lg, s) || !spares_reserve(lg, space_left(lg), 0) || log_spare_rename(lg, s))) {
+	if (!s->kept && (!log_spare_wanted(lg, s, space_left(lg)) || log_spare_rename(lg, s))) {
 		segment_name(name, s->id);
 		LOG_RETRY(r, d->ops->unlink(d, name));
 		if (r && r != -ENOENT)
