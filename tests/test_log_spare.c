@@ -147,6 +147,59 @@ the_end_is_cut_at_a_stop(void **state)
 	env_free(&e);
 }
 
+/* Nor does one that was made ahead, before its first batch. */
+static void
+what_was_made_ahead_is_cut_at_a_stop(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = with_spare(&e);
+
+	(void)state;
+	while (!counters(&e).recycled) {
+		(void)put_one(&e, ++n, LOG_DURABLE);
+		serve(&e);
+	}
+	assert_int_equal(log_tail(e.lg).seg, 3);
+	assert_true(simdisk_file_size(e.d, "seg-00000004.log") > 0);
+	log_cut_end(e.lg);
+	assert_int_equal(simdisk_file_size(e.d, "seg-00000004.log"), 0);
+	assert_int_equal(reopen(&e, n), 0);
+	n = fill_to(&e, n, 5);
+	assert_int_equal(reopen(&e, n), 0);
+	env_free(&e);
+}
+
+/* The last batch of such a segment, from its header to its trailer, and nobody says how long it was: the next one has died. */
+static void
+damage_at_the_end_of_such_a_segment_is_told(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	struct seen s = { .all_known = true };
+	uint64_t n = fill_to(&e, with_spare(&e), 4), from = 0;
+	uint8_t junk[SEGMENT];
+	int64_t size;
+
+	(void)state;
+	while (log_tail(e.lg).seg < 5) {
+		struct put p = put_one(&e, ++n, LOG_DURABLE);
+
+		from = log_tail(e.lg).seg == 4 ? p.place[0].off - BATCH_HEADER_SIZE : from;
+	}
+	n = fill_to(&e, n, 6);
+	serve(&e);
+	retire(&e, 5);
+	env_close(&e);
+	size = simdisk_file_size(e.d, "seg-00000004.log");
+	assert_in_range(from, SEGMENT / 2, size);
+	memset(junk, 0x5a, sizeof(junk));
+	assert_int_equal(simdisk_poke(e.d, "seg-00000004.log", from, junk, (size_t)size - from), 0);
+	assert_int_equal(env_open(&e, start, seen_event, &s), 0);
+	assert_int_equal(s.gaps, 1);
+	assert_int_equal(s.number[s.n - 1], n);
+	seen_free(&s);
+	env_free(&e);
+}
+
 static void
 a_pinned_segment_stays_readable(void **state)
 {
@@ -279,6 +332,8 @@ main(void)
 		cmocka_unit_test(a_new_segment_takes_over_a_dead_ones_file),
 		cmocka_unit_test(a_torn_batch_in_such_a_segment_is_cut),
 		cmocka_unit_test(the_end_is_cut_at_a_stop),
+		cmocka_unit_test(what_was_made_ahead_is_cut_at_a_stop),
+		cmocka_unit_test(damage_at_the_end_of_such_a_segment_is_told),
 		cmocka_unit_test(a_pinned_segment_stays_readable),
 		cmocka_unit_test(a_start_deletes_spare_files),
 		cmocka_unit_test(spare_files_go_when_they_are_of_no_use),

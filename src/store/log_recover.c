@@ -8,8 +8,8 @@
  * 2. The batches are walked in order from the given place on. The durable point known so far is the given place and what
  *    the walked batches say. Where a batch is not good, the rest of the log is searched for valid headers first: the
  *    largest durable point they name decides whether this is damage (go on behind it) or the torn tail (stop).
- *    In a segment that has taken over an older one's file (log_spare.c) anything may lie behind its end; only what can be
- *    told by its checksums to be of this segment counts there.
+ *    In a segment that has taken over an older one's file (log_spare.c) anything may lie behind its end; of what is cut only
+ *    that is counted which its checksums prove to be of this segment.
  * 3. What lies behind the end is cut: later segment files are deleted, newest first, then the segment with the end is cut
  *    to length, then what is not known to be durable is written once more and everything is flushed, so what was read now is
  *    durable and what was cut cannot return. A crash in
@@ -360,13 +360,6 @@ may_be_recycled(const struct found *f)
 	return f->head ? f->head == -ENODATA : f->h.recycled;
 }
 
-/* *last: end of what was written to this segment behind `pos`, as far as that can be told; `pos` if nothing was. */
-static int
-find_last_written(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
-{
-	return may_be_recycled(&rc->f[i]) ? durable_in(rc, i, pos, last) : find_last_byte(rc, i, pos, last);
-}
-
 static bool
 in_list(const uint32_t *ids, unsigned n, uint32_t id)
 {
@@ -423,8 +416,8 @@ ask_durable(struct walk *w)
 	if (r < 0)
 		return r;
 	if (!r && (w->durable.seg != rc->f[i].id || w->durable.off <= w->pos || w->durable.off == UINT64_MAX)) {
-		/* Nobody says how long this segment was: where nothing follows is its end. */
-		r = find_last_written(rc, i, w->pos, &last);
+		/* Nobody says how long this segment was: nothing but zeros is its end. (Not another's bytes: better a false alarm.) */
+		r = find_last_byte(rc, i, w->pos, &last);
 		if (r)
 			return r;
 		r = last == w->pos;

@@ -767,11 +767,15 @@ log_cut_end(struct log *lg)
 	struct segment *s = end.seg ? segment_get(lg, end.seg) : NULL;
 	int r;
 
-	if (lg->cfg.readonly || !s || !s->recycled)
+	if (lg->cfg.readonly || log_failed(lg))
 		return;
 	pthread_mutex_lock(&lg->space_lock);
-	LOG_RETRY(r, lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)end.off)); /* else the start looks through it */
-	if (!r) {
+	for (; s; s = segment_after(lg, s->id), end.off = 0) {
+		if (!s->recycled)
+			continue;
+		LOG_RETRY(r, lg->cfg.disk->ops->ftruncate(lg->cfg.disk, s->fd, (off_t)end.off));
+		if (r)
+			break; /* then the start looks through it */
 		pthread_mutex_lock(&lg->lock);
 		s->alloc = s->soft = end.off;
 		pthread_mutex_unlock(&lg->lock);
