@@ -126,7 +126,8 @@ step_copy(struct op *op)
 		cp->busy++; /* its tombstone comes first */
 		return op_end(op, -ECANCELED);
 	}
-	if (!k->base.exists || k->base.value || k->base.seg != sc->place.seg || k->base.off != sc->place.off)
+	if (!k->base.exists || k->base.value || k->base.seg != sc->place.seg || k->base.off != sc->place.off ||
+	    k->base.seq != sc->rec.seq) /* an older segment's record, at the same place of its file */
 		return op_end(op, -ECANCELED);
 	k->after = k->base;
 	k->after.xattr_size = sc->rec.xattr_size; /* (a damaged checkpoint may have said something else) */

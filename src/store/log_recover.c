@@ -36,6 +36,7 @@ struct found {
 	uint64_t size;       /* of the file */
 	uint64_t end;        /* of the batches, once known */
 	uint64_t bad;        /* first byte that could not be read, UINT64_MAX: none */
+	bool blank;          /* no batch that follows on from where the walk is can be seen in it */
 	struct segment_header h;
 	struct segment *s;
 };
@@ -195,6 +196,7 @@ open_segment(struct recovery *rc, unsigned i)
 		f->head = walk_segment_header(&w, &f->h);
 		r = w.r.err ? refuse(rc, w.r.err, "cannot read %s: %s", name, strerror(-w.r.err)) :
 			      check_header(rc, f);
+		f->s->recycled = f->h.recycled;
 		reader_destroy(&w.r);
 	}
 	return r;
@@ -286,8 +288,10 @@ durable_in(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 	int kind, r = start_walk(rc, &w, i);
 
 	*last = pos;
-	if (r)
+	if (r || (!pos && rc->f[i].blank)) {
+		reader_destroy(&w.r);
 		return r;
+	}
 	w.chain = rc->w.chain;
 	for (w.pos = pos; (kind = walk_resync(&w, w.pos, &start, &h)) > 0; w.pos = *last) {
 		if (kind == 1 && log_pos_cmp(h.durable, rc->w.durable) > 0)
@@ -297,6 +301,7 @@ durable_in(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 	if (w.r.bad < rc->f[i].bad)
 		rc->f[i].bad = w.r.bad;
 	reader_destroy(&w.r);
+	rc->f[i].blank |= !pos && !*last && !kind;
 	return kind < 0 ? kind : 0;
 }
 
@@ -308,14 +313,17 @@ goes_on_in(struct recovery *rc, unsigned i, uint64_t *start)
 	struct walk w;
 	int kind, r;
 
-	if (i >= rc->n || !rc->f[i].head || !rc->w.chain.known)
+	if (i >= rc->n || !rc->f[i].head || rc->f[i].blank || !rc->w.chain.known)
 		return 0;
 	r = start_walk(rc, &w, i);
 	if (r)
 		return r;
 	w.chain = rc->w.chain;
 	kind = walk_resync(&w, 8, start, &h);
+	if (w.r.bad < rc->f[i].bad)
+		rc->f[i].bad = w.r.bad;
 	reader_destroy(&w.r);
+	rc->f[i].blank = !kind; /* and so it stays: numbers only grow */
 	if (kind < 0)
 		return kind;
 	return kind == 1 && h.number == rc->w.chain.number + 1 && h.prev_sum == rc->w.chain.sum;
@@ -357,7 +365,7 @@ find_last_byte(struct recovery *rc, unsigned i, uint64_t pos, uint64_t *last)
 static bool
 may_be_recycled(const struct found *f)
 {
-	return f->head ? f->head == -ENODATA : f->h.recycled;
+	return f->head == -ENODATA || f->h.recycled;
 }
 
 static bool

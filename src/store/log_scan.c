@@ -181,7 +181,24 @@ give_by_directory(struct walk *w, const struct view *v, uint64_t off, bool verif
 	return r;
 }
 
-/* Records by their own heads, as far as these are good; the header is, the directory is not. */
+/* A record by its own head alone, where it may be an older segment's at the same place of its file: its key is damaged. */
+static int
+give_doubtful(struct walk *w, const struct view *v, const struct record *rec, uint64_t off, uint32_t len)
+{
+	struct log_scan s = { .event = SCAN_DAMAGED, .rec = *rec, .batch = v->h.number, .off = off, .len = len,
+			      .done = w->done + off, .total = w->total,
+			      .why = "its batch's directory is damaged, so it may be an older segment's" };
+
+	s.place = (struct log_place){ .seg = w->seg->id, .off = off, .len = len };
+	s.key_known = rec->klen != 0;
+	s.key_hash = record_key_hash(rec->key, rec->klen);
+	return give(w, &s);
+}
+
+/*
+ * Records by their own heads, as far as these are good; the header is, the directory is not. (Their checksums know nothing of the
+ * place where they lie.)
+ */
 static int
 give_by_heads(struct walk *w, const struct view *v, uint64_t off)
 {
@@ -196,7 +213,7 @@ give_by_heads(struct walk *w, const struct view *v, uint64_t off)
 
 		if (!len || len > end - off || record_decode(p, end - off, &rec, NULL, false))
 			break;
-		r = give_record(w, v, p, off, len, NULL, false);
+		r = w->seg->recycled ? give_doubtful(w, v, &rec, off, len) : give_record(w, v, p, off, len, NULL, false);
 		if (r)
 			return r;
 		p += len;
@@ -204,7 +221,7 @@ give_by_heads(struct walk *w, const struct view *v, uint64_t off)
 		n++;
 	}
 	r = walk_gap(w, v->h.off + BATCH_HEADER_SIZE + v->h.body, batch_size(&v->h) - BATCH_HEADER_SIZE - v->h.body,
-		     off == end && n == v->h.count, "a batch's directory does not match its checksum");
+		     off == end && n == v->h.count && !w->seg->recycled, "a batch's directory does not match its checksum");
 	if (!r && off < end)
 		r = walk_gap(w, off, end - off, false, "records without a readable head or directory");
 	return r;

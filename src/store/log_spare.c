@@ -25,6 +25,26 @@
 #define IDLE_NS (60 * NS_PER_SEC)
 #define WIPED 4096u /* bytes: no header without its beginning */
 
+/* With those that are kept, is the quota still of use? Under lock. */
+static bool
+quota_allows(const struct log *lg, unsigned kept)
+{
+	const struct log_config *c = &lg->cfg;
+
+	return !c->max_size || lg->used_total + (kept + 1) * c->segment_size <= c->max_size;
+}
+
+static bool
+fits_quota(struct log *lg)
+{
+	bool yes;
+
+	pthread_mutex_lock(&lg->lock);
+	yes = quota_allows(lg, lg->kept);
+	pthread_mutex_unlock(&lg->lock);
+	return yes;
+}
+
 bool
 log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail)
 {
@@ -36,7 +56,7 @@ log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail)
 	limit = 1 + lg->used_total / 4 / c->segment_size;
 	yes = c->dsync_each && lg->counters.direct && s->alloc >= c->segment_size - c->segment_size / 4 &&
 	      lg->kept < LOG_SPARES_MAX && lg->kept < limit && room >= 2 * c->segment_size + lg->used_total / 4 &&
-	      (!c->max_size || lg->used_total + (lg->kept + 2) * c->segment_size <= c->max_size);
+	      quota_allows(lg, lg->kept + 1);
 	pthread_mutex_unlock(&lg->lock);
 	return yes;
 }
@@ -85,7 +105,7 @@ log_spare_add(struct log *lg, struct segment *s)
 {
 	static const uint8_t zeros[WIPED];
 	struct disk *d = lg->cfg.disk;
-	int r = disk_pwrite_full(d, s->fd, zeros, sizeof(zeros), 0, 0);
+	int r = fits_quota(lg) ? disk_pwrite_full(d, s->fd, zeros, sizeof(zeros), 0, 0) : -EDQUOT; /* it may have been pinned for long */
 
 	if (!r)
 		LOG_RETRY(r, d->ops->fdatasync(d, s->fd));

@@ -585,7 +585,7 @@ scan_name(void *arg, const char *name)
 			sn->max_seg = id;
 		return 0;
 	}
-	if (strlen(name) == 18 && sscanf(name, "spare-%8x.lo%c", &id, &tail) == 2 && tail == 'g')
+	if (strlen(name) == 18 && sscanf(name, "spare-%8x.lo%c", &id, &tail) == 2 && tail == 'g' && id)
 		return 0;
 	if (!sn->foreign++)
 		(void)snprintf(sn->example, sizeof(sn->example), "%s", name);
