@@ -377,6 +377,28 @@ failures_cost_the_file_only(void **state)
 	}
 }
 
+/* It may be found out only when the file is wanted: the new segment is an empty one then, whose space is yet to be allocated. */
+static void
+a_spare_file_that_cannot_be_taken_is_none(void **state)
+{
+	struct env e = env_new(true, SEGMENT);
+	uint64_t n = with_spare(&e), allocated = simdisk_count(e.d, SIM_FALLOCATE);
+	struct log_segment_info info[8];
+
+	(void)state;
+	simdisk_only(e.d, "spare-");
+	simdisk_fail(e.d, SIM_RENAME, 1, -EIO, false);
+	n = fill_to(&e, n, 4);
+	assert_int_equal(simdisk_failures(e.d), 1);
+	assert_int_equal(counters(&e).spare + counters(&e).recycled, 0);
+	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
+	assert_true(simdisk_count(e.d, SIM_FALLOCATE) > allocated);
+	assert_int_equal(log_segments(e.lg, info, 8), 3);
+	assert_int_equal(info[2].alloc, simdisk_file_size(e.d, "seg-00000004.log"));
+	assert_int_equal(reopen(&e, n), 0);
+	env_free(&e);
+}
+
 int
 main(void)
 {
@@ -392,6 +414,7 @@ main(void)
 		cmocka_unit_test(spare_files_go_when_they_are_of_no_use),
 		cmocka_unit_test(none_is_kept_where_it_would_do_harm),
 		cmocka_unit_test(failures_cost_the_file_only),
+		cmocka_unit_test(a_spare_file_that_cannot_be_taken_is_none),
 	};
 
 	env_be_quiet();

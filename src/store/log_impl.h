@@ -418,7 +418,7 @@ bool log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail);
 int log_spare_rename(struct log *lg, struct segment *s);
 /** Nobody has it pinned any more: from now on a new segment may take it. Takes the descriptor over, unless that fails. Blocks. */
 void log_spare_add(struct log *lg, struct segment *s);
-/** Give a spare file this name. Return: false: there is none. */
+/** Give a spare file this name. Return: false: there is none, and *sp is as it was. */
 bool log_spare_take(struct log *lg, const char *name, struct spare *sp);
 /** Delete all of them. */
 void log_spare_drop(struct log *lg);

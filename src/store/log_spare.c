@@ -121,24 +121,26 @@ bool
 log_spare_take(struct log *lg, const char *name, struct spare *sp)
 {
 	struct disk *d = lg->cfg.disk;
+	const struct spare *last;
 	char from[SEGMENT_NAME_SIZE];
 	int r;
 
 	if (!lg->nspares)
 		return false;
-	*sp = lg->spares[--lg->nspares];
-	spare_name(from, sp->id);
+	last = &lg->spares[--lg->nspares];
+	spare_name(from, last->id);
 	LOG_RETRY(r, d->ops->rename(d, from, name));
-	if (!r) {
-		count_kept(lg, -1u);
-		pthread_mutex_lock(&lg->lock);
-		lg->counters.recycled++;
-		pthread_mutex_unlock(&lg->lock);
-		return true;
+	if (r) {
+		(void)d->ops->close(d, last->fd); /* nothing in it matters */
+		forget(lg, last->id);
+		return false;
 	}
-	(void)d->ops->close(d, sp->fd); /* nothing in it matters */
-	forget(lg, sp->id);
-	return false;
+	count_kept(lg, -1u);
+	pthread_mutex_lock(&lg->lock);
+	lg->counters.recycled++;
+	pthread_mutex_unlock(&lg->lock);
+	*sp = *last;
+	return true;
 }
 
 void
