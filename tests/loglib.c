@@ -42,6 +42,15 @@ env_open(struct env *e, struct log_pos from, log_scan_fn fn, void *arg)
 	return r;
 }
 
+struct log_counters
+env_counters(struct env *e)
+{
+	struct log_counters c;
+
+	log_get_counters(e->lg, &c);
+	return c;
+}
+
 void
 env_pump(struct env *e)
 {

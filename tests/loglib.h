@@ -61,6 +61,8 @@ struct env env_new(bool dsync, uint64_t segment_size);
 /** Recovery; the message is in e->err. Return: of log_recover(). */
 int env_open(struct env *e, struct log_pos from, log_scan_fn fn, void *arg);
 
+struct log_counters env_counters(struct env *e);
+
 /** Run until nothing moves. */
 void env_pump(struct env *e);
 

@@ -72,15 +72,6 @@ put_front(struct disk *d)
 	d->ops = &front.ops;
 }
 
-static struct log_counters
-counters(struct env *e)
-{
-	struct log_counters c;
-
-	log_get_counters(e->lg, &c);
-	return c;
-}
-
 /* Bytes that the disk was given since its record had `from` operations. */
 static uint64_t
 written(struct disk *d, uint64_t from)
@@ -116,7 +107,7 @@ a_durable_batch_is_one_write_of_its_sectors(void **state)
 		assert_int_equal(written(e.d, rec), sectors * 512);
 		assert_int_equal(log_pos_cmp(log_durable_pos(e.lg), log_tail(e.lg)), 0);
 	}
-	assert_int_equal(counters(&e).direct, 50);
+	assert_int_equal(env_counters(&e).direct, 50);
 	assert_int_equal(simdisk_count(e.d, SIM_READ), reads); /* the last sector is known */
 	assert_int_equal(simdisk_count(e.d, SIM_FDATASYNC), flushes);
 	env_expect_all(&e, 50);
@@ -134,7 +125,7 @@ a_batch_fills_the_sector_that_it_nearly_fills(void **state)
 	(void)state;
 	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 	for (uint64_t i = 1; i <= 400; i++) {
-		uint64_t direct = counters(&e).direct;
+		uint64_t direct = env_counters(&e).direct;
 		struct put p = put_one(&e, i, i % 5 ? LOG_DURABLE : LOG_WRITTEN);
 		const struct log_place *last = &p.place[p.n - 1];
 		uint64_t begin = p.place[0].off - BATCH_HEADER_SIZE, pad;
@@ -143,9 +134,9 @@ a_batch_fills_the_sector_that_it_nearly_fills(void **state)
 
 		assert_int_equal(tail.seg, last->seg);
 		pad = rest <= 128 && rest <= (end - begin) / 2 ? rest : 0;
-		if (counters(&e).direct == direct || open != tail.seg || end + pad > e.cfg.segment_size)
+		if (env_counters(&e).direct == direct || open != tail.seg || end + pad > e.cfg.segment_size)
 			pad = 0;
-		if (counters(&e).direct != direct)
+		if (env_counters(&e).direct != direct)
 			open = tail.seg; /* the first one in a segment opens it, for the next */
 		assert_int_equal(tail.off, end + pad);
 		padded += pad != 0;
@@ -171,7 +162,7 @@ the_sector_before_is_kept(void **state)
 			assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 		for (int i = 0; i < 20; i++)
 			(void)put_one(&e, ++n, splitmix(&rng) % 3 ? LOG_DURABLE : LOG_WRITTEN);
-		assert_in_range(counters(&e).direct, 1, 20);
+		assert_in_range(env_counters(&e).direct, 1, 20);
 	}
 	env_expect_all(&e, n);
 	assert_true(log_tail(e.lg).seg > 1);
@@ -191,7 +182,7 @@ large_batches_go_through_the_cache(void **state)
 	env_pump(&e);
 	assert_int_equal(p.done, 1);
 	assert_true(log_tail(e.lg).off > LOG_DIRECT_WRITE);
-	assert_int_equal(counters(&e).direct, 0);
+	assert_int_equal(env_counters(&e).direct, 0);
 	assert_int_equal(log_pos_cmp(log_durable_pos(e.lg), log_tail(e.lg)), 0);
 	env_close(&e);
 	assert_int_equal(env_open(&e, start, seen_event, &s), 0);
@@ -210,13 +201,13 @@ a_refused_write_goes_through_the_cache(void **state)
 	put_front(e.d);
 	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
 	(void)put_one(&e, 1, LOG_DURABLE);
-	assert_int_equal(counters(&e).direct, 1);
+	assert_int_equal(env_counters(&e).direct, 1);
 	front.refuse = 1;
 	(void)put_one(&e, 2, LOG_DURABLE);
 	front.refuse = 0;
 	(void)put_one(&e, 3, LOG_DURABLE);
 	assert_int_equal(front.refused, 1);
-	assert_int_equal(counters(&e).direct, 1);
+	assert_int_equal(env_counters(&e).direct, 1);
 	assert_int_equal(log_pos_cmp(log_durable_pos(e.lg), log_tail(e.lg)), 0);
 	env_expect_all(&e, 3);
 	env_free(&e);
@@ -240,7 +231,7 @@ without_direct_writes_all_goes_through_the_cache(void **state)
 		for (uint64_t i = 2; i <= 5; i++)
 			(void)put_one(&e, i, LOG_DURABLE);
 		assert_int_equal(simdisk_count(e.d, SIM_OPEN), opens);
-		assert_int_equal(counters(&e).direct, 0);
+		assert_int_equal(env_counters(&e).direct, 0);
 		env_expect_all(&e, 5);
 		env_free(&e);
 	}
@@ -331,7 +322,7 @@ failures_are_those_of_other_writes(void **state)
 		assert_int_equal(p.err, err);
 		if (what) { /* refused: the log goes on where it was */
 			(void)put_one(&e, 2, LOG_DURABLE);
-			assert_int_equal(counters(&e).direct, 2);
+			assert_int_equal(env_counters(&e).direct, 2);
 		}
 		assert_int_equal(log_failed(e.lg) != NULL, !what);
 		env_expect_all(&e, what ? 2 : 1);

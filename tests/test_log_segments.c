@@ -226,7 +226,6 @@ crash_around_retiring(bool dsync)
 {
 	struct env e = env_new(dsync, 8 << 10);
 	uint64_t gone_at[64] = { 0 }, seed = 9, n;
-	struct log_counters lc;
 	struct put *p[150];
 
 	assert_int_equal(env_open(&e, start, NULL, NULL), 0);
@@ -244,8 +243,7 @@ crash_around_retiring(bool dsync)
 				gone_at[k] = simdisk_recorded(e.d);
 	}
 	env_pump(&e);
-	log_get_counters(e.lg, &lc);
-	assert_true(dsync ? lc.recycled > 5 : !lc.recycled);
+	assert_true(dsync ? env_counters(&e).recycled > 5 : !env_counters(&e).recycled);
 	n = simdisk_recorded(e.d);
 	for (uint64_t point = 0; point <= n; point++) {
 		for (int kind = 0; kind < SIM_NCRASH * 2; kind++) {

@@ -11,15 +11,6 @@
 
 #define SEGMENT (32u << 10)
 
-static struct log_counters
-counters(struct env *e)
-{
-	struct log_counters c;
-
-	log_get_counters(e->lg, &c);
-	return c;
-}
-
 /* Durable appends until segment `seg` is the active one. Return: the last number. */
 static uint64_t
 fill_to(struct env *e, uint64_t n, uint32_t seg)
@@ -58,7 +49,7 @@ with_spare(struct env *e)
 	assert_int_equal(env_open(e, start, NULL, NULL), 0);
 	n = fill_to(e, 0, 3);
 	retire(e, 1);
-	assert_int_equal(counters(e).spare, 1);
+	assert_int_equal(env_counters(e).spare, 1);
 	assert_int_equal(simdisk_file_size(e->d, "seg-00000001.log"), -ENOENT);
 	assert_in_range(simdisk_file_size(e->d, "spare-00000001.log"), SEGMENT / 2, SEGMENT);
 	return n;
@@ -95,8 +86,8 @@ a_new_segment_takes_over_a_dead_ones_file(void **state)
 	n = fill_to(&e, n, 4);
 	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
 	assert_int_equal(simdisk_file_size(e.d, "seg-00000004.log"), size);
-	assert_int_equal(counters(&e).recycled, 1);
-	assert_int_equal(counters(&e).spare, 0);
+	assert_int_equal(env_counters(&e).recycled, 1);
+	assert_int_equal(env_counters(&e).spare, 0);
 	while (log_tail(e.lg).off < SEGMENT / 2)
 		(void)put_one(&e, ++n, LOG_DURABLE);
 	assert_int_equal(simdisk_count(e.d, SIM_FALLOCATE), allocated); /* all of it was there, and written */
@@ -155,7 +146,7 @@ what_was_made_ahead_is_cut_at_a_stop(void **state)
 	uint64_t n = with_spare(&e);
 
 	(void)state;
-	while (!counters(&e).recycled) {
+	while (!env_counters(&e).recycled) {
 		(void)put_one(&e, ++n, LOG_DURABLE);
 		serve(&e);
 	}
@@ -267,17 +258,17 @@ a_pinned_segment_stays_readable(void **state)
 	fd = log_segment_fd(e.lg, 1);
 	assert_int_equal(disk_pread_full(e.d, fd, before, sizeof(before), 0), 0);
 	retire(&e, 1);
-	assert_int_equal(counters(&e).spare, 1);
+	assert_int_equal(env_counters(&e).spare, 1);
 	n = fill_to(&e, n, 5);
 	serve(&e);
-	assert_int_equal(counters(&e).recycled, 0);
+	assert_int_equal(env_counters(&e).recycled, 0);
 	assert_int_equal(log_segment_fd(e.lg, 1), fd);
 	assert_int_equal(disk_pread_full(e.d, fd, after, sizeof(after), 0), 0);
 	assert_memory_equal(before, after, sizeof(after));
 	log_segment_unpin(e.lg, 1, 1);
 	serve(&e);
 	n = fill_to(&e, n, 7);
-	assert_int_equal(counters(&e).recycled, 1);
+	assert_int_equal(env_counters(&e).recycled, 1);
 	assert_int_equal(reopen(&e, n), 0);
 	env_free(&e);
 }
@@ -314,10 +305,10 @@ spare_files_go_when_they_are_of_no_use(void **state)
 	e.lg->kept_since = clock_monotonic_ns() - 61 * NS_PER_SEC;
 	assert_true(log_service_due(e.lg));
 	serve(&e);
-	assert_int_equal(counters(&e).spare, 0);
+	assert_int_equal(env_counters(&e).spare, 0);
 	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
 	retire(&e, 2);
-	assert_int_equal(counters(&e).spare, 1);
+	assert_int_equal(env_counters(&e).spare, 1);
 	simdisk_set_capacity(e.d, 1); /* no byte left, not even of the reserve */
 	do {
 		p = (struct put){ .a = { .io = e.io, .need = LOG_DURABLE } };
@@ -325,7 +316,7 @@ spare_files_go_when_they_are_of_no_use(void **state)
 		env_pump(&e);
 	} while (!err);
 	assert_int_equal(err, -ENOSPC);
-	assert_int_equal(counters(&e).spare + counters(&e).recycled, 0);
+	assert_int_equal(env_counters(&e).spare + env_counters(&e).recycled, 0);
 	assert_int_equal(simdisk_file_size(e.d, "spare-00000002.log"), -ENOENT);
 	env_free(&e);
 }
@@ -345,7 +336,7 @@ none_is_kept_where_it_would_do_harm(void **state)
 		if (how == 3)
 			simdisk_set_capacity(e.d, 5 * SEGMENT);
 		retire(&e, 1);
-		assert_int_equal(counters(&e).spare, 0);
+		assert_int_equal(env_counters(&e).spare, 0);
 		assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
 		assert_int_equal(simdisk_file_size(e.d, "seg-00000001.log"), -ENOENT);
 		env_free(&e);
@@ -369,7 +360,7 @@ failures_cost_the_file_only(void **state)
 		simdisk_fail(e.d, fails[i], 1, -EIO, false);
 		retire(&e, 1);
 		assert_int_equal(simdisk_failures(e.d), 1);
-		assert_int_equal(counters(&e).spare, 0);
+		assert_int_equal(env_counters(&e).spare, 0);
 		assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
 		n = fill_to(&e, n, 4);
 		assert_int_equal(reopen(&e, n), 0);
@@ -390,7 +381,7 @@ a_spare_file_that_cannot_be_taken_is_none(void **state)
 	simdisk_fail(e.d, SIM_RENAME, 1, -EIO, false);
 	n = fill_to(&e, n, 4);
 	assert_int_equal(simdisk_failures(e.d), 1);
-	assert_int_equal(counters(&e).spare + counters(&e).recycled, 0);
+	assert_int_equal(env_counters(&e).spare + env_counters(&e).recycled, 0);
 	assert_int_equal(simdisk_file_size(e.d, "spare-00000001.log"), -ENOENT);
 	assert_true(simdisk_count(e.d, SIM_FALLOCATE) > allocated);
 	assert_int_equal(log_segments(e.lg, info, 8), 3);

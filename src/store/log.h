@@ -3,12 +3,13 @@
  * log.h - the append log: segments, batches, records, group commit, scanning.
  *
  * Segments are files "seg-%08x.log" (id from 1, never used again), preallocated in steps, or taken over from dead ones. A
- * segment is a header and a sequence of batches; a batch is a header and whole records. A batch is the unit of atomicity: after a crash all of its
- * records are there or none. Each batch header carries its own checksum, the previous batch's checksum (a chain, so that
- * a stale batch in recycled or cut space is never taken for a valid one), the batch number, and how far the log was
- * durable when it was written (segment, offset): what fails beyond the last durable point is a torn tail, anything before
- * it is corruption. Every record has two checksums, one over its header and key, one over its payload; the batch header
- * is followed by a directory (hash of the key, length of each record), so that a damaged record's key hash is still known.
+ * segment is a header and a sequence of batches; a batch is a header and whole records. A batch is the unit of atomicity:
+ * after a crash all of its records are there or none. Each batch header carries its own checksum, the previous batch's
+ * checksum (a chain, so that a stale batch in recycled or cut space is never taken for a valid one), the batch number, and
+ * how far the log was durable when it was written (segment, offset): what fails beyond the last durable point is a torn
+ * tail, anything before it is corruption. Every record has two checksums, one over its header and key, one over its
+ * payload; the batch header is followed by a directory (hash of the key, length of each record), so that a damaged record's
+ * key hash is still known.
  *
  * Group commit: log_append() copies records into the open batch and returns; nothing is written and no callback runs in
  * it, so it may be called with the caller's lock held. log_kick(), called after that lock was dropped, makes the caller
@@ -163,9 +164,10 @@ void log_kick(struct log *lg, struct io *io);
 bool log_append_take(struct log *lg, struct log_append *a);
 
 /**
- * Blocking housekeeping ahead of need: allocate space, create the next segment, cut sealed segments to their length,
- * delete retired ones whose retirement is durable, or keep their files for new ones. For the background thread, every few ms while the log grows and
- * after log_segment_retire. Not needed for correctness, except that space of retired segments comes back only here.
+ * Blocking housekeeping ahead of need: allocate space, create the next segment, cut sealed segments to their length, delete
+ * retired ones whose retirement is durable, or keep their files for new ones. For the background thread, every few ms while
+ * the log grows and after log_segment_retire. Not needed for correctness, except that space of retired segments comes back
+ * only here.
  * Return: 0 or -errno (tried again next time).
  */
 int log_service(struct log *lg);

@@ -416,7 +416,7 @@ void log_warm_next(struct log *lg, struct log_pos *from, uint64_t *len);
 bool log_spare_wanted(struct log *lg, const struct segment *s, uint64_t avail);
 /** Instead of deleting it: give it the name of a spare file; sets s->kept. 0 or -errno. The directory is to be flushed. */
 int log_spare_rename(struct log *lg, struct segment *s);
-/** Nobody has it pinned any more: from now on a new segment may take it. Takes the descriptor over, unless that fails. Blocks. */
+/** Nobody has it pinned any more: a new segment may take it from now on. Takes the descriptor over, if it can. Blocks. */
 void log_spare_add(struct log *lg, struct segment *s);
 /** Give a spare file this name. Return: false: there is none, and *sp is as it was. */
 bool log_spare_take(struct log *lg, const char *name, struct spare *sp);
@@ -424,6 +424,8 @@ bool log_spare_take(struct log *lg, const char *name, struct spare *sp);
 void log_spare_drop(struct log *lg);
 /** Have they been there for long without being used? Under lock, without space_lock. */
 bool log_spare_due(const struct log *lg);
+/** At a start: delete what an earlier process has left. */
+void log_spare_clean(struct log *lg);
 /** Close them. */
 void log_spare_close(struct log *lg);
 

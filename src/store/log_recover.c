@@ -51,8 +51,8 @@ struct recovery {
 	bool asked;               /* w.durable counts what lies ahead, too */
 	bool ended;               /* the walk stopped at a segment's end, not at the log's */
 	unsigned tail_at;         /* index of the segment with the tail; n: there is none */
-	uint32_t *retired, *lost, *spare; /* ids */
-	unsigned nretired, retired_cap, nlost, lost_cap, nspare, spare_cap;
+	uint32_t *retired, *lost; /* ids */
+	unsigned nretired, retired_cap, nlost, lost_cap;
 	uint64_t cut;
 	char *err;
 	size_t err_cap;
@@ -72,30 +72,12 @@ refuse(struct recovery *rc, int err, const char *fmt, ...)
 /* ---- 1. the files ---- */
 
 static int
-add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
-{
-	uint32_t *more;
-
-	if (*n == *cap) {
-		more = realloc(*ids, (*cap * 2 + 16) * sizeof(*more));
-		if (!more)
-			return -ENOMEM;
-		*ids = more;
-		*cap = *cap * 2 + 16;
-	}
-	(*ids)[(*n)++] = id;
-	return 0;
-}
-
-static int
 note_name(void *arg, const char *name)
 {
 	struct recovery *rc = arg;
 	struct found *f;
 	uint32_t id;
 
-	if (spare_name_parse(name, &id))
-		return add_id(&rc->spare, &rc->nspare, &rc->spare_cap, id);
 	if (!segment_name_parse(name, &id))
 		return 0;
 	if (rc->n == rc->cap) {
@@ -235,7 +217,7 @@ open_all(struct recovery *rc)
 	int r, tries = 0;
 
 	do {
-		rc->n = rc->nspare = 0;
+		rc->n = 0;
 		r = d->ops->list(d, note_name, rc);
 	} while ((r == -EINTR || r == -EAGAIN) && tries++ < LOG_RETRY_LIMIT);
 	if (r)
@@ -613,6 +595,22 @@ walk_all(struct recovery *rc)
 
 /* ---- 4. segments that should be there ---- */
 
+static int
+add_id(uint32_t **ids, unsigned *n, unsigned *cap, uint32_t id)
+{
+	uint32_t *more;
+
+	if (*n == *cap) {
+		more = realloc(*ids, (*cap * 2 + 16) * sizeof(*more));
+		if (!more)
+			return -ENOMEM;
+		*ids = more;
+		*cap = *cap * 2 + 16;
+	}
+	(*ids)[(*n)++] = id;
+	return 0;
+}
+
 static bool
 is_present(const struct recovery *rc, uint32_t id)
 {
@@ -885,20 +883,6 @@ flush_all(struct recovery *rc)
 	return r ? refuse(rc, r, "cannot flush the log: %s", strerror(-r)) : 0;
 }
 
-/* Files that the log had kept for new segments. One that cannot be deleted is tried again at the next start. */
-static void
-delete_spare(struct recovery *rc)
-{
-	struct disk *d = rc->lg->cfg.disk;
-	char name[SEGMENT_NAME_SIZE];
-	int r;
-
-	for (unsigned i = 0; i < rc->nspare; i++) {
-		spare_name(name, rc->spare[i]);
-		LOG_RETRY(r, d->ops->unlink(d, name));
-	}
-}
-
 static int
 cut_tail(struct recovery *rc)
 {
@@ -922,7 +906,7 @@ cut_tail(struct recovery *rc)
 	if (!r)
 		r = flush_all(rc);
 	if (!r)
-		delete_spare(rc);
+		log_spare_clean(rc->lg);
 out:
 	free(last);
 	return r;
@@ -1025,6 +1009,5 @@ log_recover(struct log *lg, struct log_pos from, log_scan_fn fn, void *arg, uint
 	free(rc.f);
 	free(rc.retired);
 	free(rc.lost);
-	free(rc.spare);
 	return r;
 }

@@ -196,7 +196,7 @@ give_doubtful(struct walk *w, const struct view *v, const struct record *rec, ui
 }
 
 /*
- * Records by their own heads, as far as these are good; the header is, the directory is not. (Their checksums know nothing of the
+ * Records by their own heads, as far as these are good; the header is, the directory is not. (Their checksums do not tell the
  * place where they lie.)
  */
 static int

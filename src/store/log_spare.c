@@ -8,14 +8,15 @@
  * batch's checksums are bound to its segment's id and place, and a recycled segment's header says that what lies behind
  * the log's end may be another's (log_recover.c).
  *
- * A dead segment is renamed to spare-ID.log instead of being deleted, and the directory flushed, so as a segment it is gone. When
- * nobody has it pinned any more its header is overwritten with zeros and flushed; only then it may get the name of a new segment, so
- * one that has a file and no batch has no header either. A start deletes what spare files there are; so does the log when space
- * runs short, and when it has begun no segment for a minute.
+ * A dead segment is renamed to spare-ID.log instead of being deleted, and the directory flushed, so as a segment it is
+ * gone. When nobody has it pinned any more its header is overwritten with zeros and flushed; only then it may get the name
+ * of a new segment, so one that has a file and no batch has no header either. A start deletes what spare files there are;
+ * so does the log when space runs short, and when it has begun no segment for a minute.
  *
  * Only where durable batches go past the page cache: a small write through it into an old block has to read the block first.
  *
- * Threads: space_lock held, but for log_spare_due. Layer: store.
+ * Threads: space_lock held, but for log_spare_due; log_spare_clean and log_spare_close run while nobody else uses the log.
+ * Layer: store.
  */
 #include "store/log_impl.h"
 #include "base/clock.h"
@@ -105,8 +106,10 @@ log_spare_add(struct log *lg, struct segment *s)
 {
 	static const uint8_t zeros[WIPED];
 	struct disk *d = lg->cfg.disk;
-	int r = fits_quota(lg) ? disk_pwrite_full(d, s->fd, zeros, sizeof(zeros), 0, 0) : -EDQUOT; /* it may have been pinned for long */
+	int r = fits_quota(lg) ? 0 : -EDQUOT; /* it may have been pinned for long */
 
+	if (!r)
+		r = disk_pwrite_full(d, s->fd, zeros, sizeof(zeros), 0, 0);
 	if (!r)
 		LOG_RETRY(r, d->ops->fdatasync(d, s->fd));
 	if (r) {
@@ -159,6 +162,36 @@ bool
 log_spare_due(const struct log *lg)
 {
 	return lg->kept && clock_monotonic_ns() - lg->kept_since > IDLE_NS;
+}
+
+struct leftover {
+	uint32_t id[LOG_SPARES_MAX];
+	unsigned n;
+};
+
+static int
+note_leftover(void *arg, const char *name)
+{
+	struct leftover *l = arg;
+
+	if (l->n < LOG_SPARES_MAX && spare_name_parse(name, &l->id[l->n]))
+		l->n++;
+	return 0;
+}
+
+void
+log_spare_clean(struct log *lg)
+{
+	struct disk *d = lg->cfg.disk;
+	struct leftover l = { 0 };
+	char name[SEGMENT_NAME_SIZE];
+	int r;
+
+	LOG_RETRY(r, (l.n = 0, d->ops->list(d, note_leftover, &l)));
+	for (unsigned i = 0; i < l.n; i++) {
+		spare_name(name, l.id[i]);
+		LOG_RETRY(r, d->ops->unlink(d, name)); /* what stays, or did not fit into the list, goes at the next start */
+	}
 }
 
 void

@@ -4,8 +4,9 @@
  *
  * A segment is created (empty, some space allocated), becomes the active one with its first batch, is sealed when the next
  * one becomes active, and is retired when nothing in it is alive. Retiring appends a REC_RETIRE record; the file is
- * deleted, or renamed and kept for a new one (log_spare.c), once that is durable, lower ids first, the directory flushed after each: so a crash never leaves a segment
- * without a later one that was retired before it, and a missing file without such a record is a loss that is reported.
+ * deleted, or renamed and kept for a new one (log_spare.c), once that is durable, lower ids first, the directory flushed
+ * after each: so a crash never leaves a segment without a later one that was retired before it, and a missing file without
+ * such a record is a loss that is reported.
  *
  * Space: an append needs its bytes allocated before it is accepted (segment_room). Steps grow with the segment, so a
  * small store stays small. Appends without `reserved` stop `reserve` bytes before the end of the disk or the quota;
@@ -29,42 +30,48 @@
 #define ZERO_CHUNK (128u << 10)
 #define ZERO_BATCH_MAX (32u << 10)
 
+static void
+make_name(char buf[SEGMENT_NAME_SIZE], const char *prefix, uint32_t id)
+{
+	(void)snprintf(buf, SEGMENT_NAME_SIZE, "%s%08x.log", prefix, id); /* fits: at most 18 bytes */
+}
+
+static bool
+parse_name(const char *name, const char *prefix, uint32_t *id)
+{
+	size_t n = strlen(prefix);
+	char again[SEGMENT_NAME_SIZE];
+	unsigned v;
+
+	if (strncmp(name, prefix, n) != 0 || sscanf(name + n, "%8x.log", &v) != 1 || !v)
+		return false;
+	make_name(again, prefix, v);
+	*id = v;
+	return !strcmp(name, again);
+}
+
 void
 segment_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
 {
-	(void)snprintf(buf, SEGMENT_NAME_SIZE, "seg-%08x.log", id); /* fits: 16 bytes */
+	make_name(buf, "seg-", id);
 }
 
 void
 spare_name(char buf[SEGMENT_NAME_SIZE], uint32_t id)
 {
-	(void)snprintf(buf, SEGMENT_NAME_SIZE, "spare-%08x.log", id); /* fits: 18 bytes */
+	make_name(buf, "spare-", id);
 }
 
 bool
 segment_name_parse(const char *name, uint32_t *id)
 {
-	char again[SEGMENT_NAME_SIZE];
-	unsigned v;
-
-	if (strlen(name) != 16 || sscanf(name, "seg-%8x.log", &v) != 1 || !v)
-		return false;
-	segment_name(again, v);
-	*id = v;
-	return !strcmp(name, again);
+	return parse_name(name, "seg-", id);
 }
 
 bool
 spare_name_parse(const char *name, uint32_t *id)
 {
-	char again[SEGMENT_NAME_SIZE];
-	unsigned v;
-
-	if (strlen(name) != 18 || sscanf(name, "spare-%8x.log", &v) != 1 || !v)
-		return false;
-	spare_name(again, v);
-	*id = v;
-	return !strcmp(name, again);
+	return parse_name(name, "spare-", id);
 }
 
 /* ---- the table ---- */
